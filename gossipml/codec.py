@@ -1,0 +1,117 @@
+"""Canonical, bounded msgpack: the one encoding of tokens, records, wire headers and worker messages.
+
+Canonical means that a value has one encoding, so that bytes can be signed and hashed: map keys are text in
+ascending order, integers and text take their shortest form, no extension types. `unpack` accepts nothing
+else. A message is capped before it is parsed, because the limits of each container do not bound memory
+(64 KiB of empty maps became 4.7 MB).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import msgpack
+
+from gossipml.errors import RemoteError
+
+Value: TypeAlias = "None | bool | int | float | str | bytes | list[Value] | dict[str, Value]"
+
+MAX_DEPTH = 6  # the deepest message (a view of contacts inside an update) needs 5
+
+
+def pack(value: object) -> bytes:
+    """The canonical bytes of a value; dictionaries are written in the order of their keys."""
+    return msgpack.packb(_ordered(value, MAX_DEPTH), use_bin_type=True)  # type: ignore[no-any-return]
+
+
+def unpack(data: bytes | bytearray | memoryview, *, limit: int) -> Value:
+    """The value in `data`, or RemoteError when it is longer than `limit` bytes or not canonical."""
+    if len(data) > limit:
+        raise RemoteError(f"message of {len(data)} bytes is over the limit of {limit}")
+    data = bytes(data)
+    try:
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=limit,
+            max_bin_len=limit,
+            max_array_len=limit,
+            max_map_len=limit,
+            max_ext_len=0,
+        )
+        canonical = pack(value)
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+        raise RemoteError(f"message is not canonical msgpack: {error or type(error).__name__}") from None
+    if canonical != data:  # duplicate keys, unordered keys, long forms
+        raise RemoteError("message is not canonical msgpack: another encoding of the same value")
+    checked: Value = value
+    return checked
+
+
+def _ordered(value: object, depth: int) -> object:
+    if depth < 0:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    if isinstance(value, dict):
+        if any(not isinstance(key, str) for key in value):
+            raise ValueError("map keys must be text")
+        return {key: _ordered(value[key], depth - 1) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [_ordered(item, depth - 1) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("numbers must be finite")
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return value
+    raise TypeError(f"cannot encode {type(value).__name__}")
+
+
+# Reading a field of a hostile map: the right type or RemoteError, never a KeyError.
+
+
+def as_map(value: Value) -> dict[str, Value]:
+    if not isinstance(value, dict):
+        raise RemoteError("message is not a map")
+    return value
+
+
+def get_int(fields: dict[str, Value], name: str, *, low: int = 0, high: int = 2**63 - 1) -> int:
+    value = fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise RemoteError(f"field {name!r} must be an integer from {low} to {high}")
+    return value
+
+
+def get_float(fields: dict[str, Value], name: str, *, low: float = -math.inf, high: float = math.inf) -> float:
+    value = fields.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise RemoteError(f"field {name!r} must be a number from {low} to {high}")
+    return float(value)
+
+
+def get_bool(fields: dict[str, Value], name: str) -> bool:
+    value = fields.get(name)
+    if not isinstance(value, bool):
+        raise RemoteError(f"field {name!r} must be true or false")
+    return value
+
+
+def get_bytes(fields: dict[str, Value], name: str, *, size: int | None = None, limit: int = 65536) -> bytes:
+    value = fields.get(name)
+    if not isinstance(value, bytes) or len(value) > limit or (size is not None and len(value) != size):
+        raise RemoteError(f"field {name!r} must be {f'{size}' if size is not None else f'at most {limit}'} bytes")
+    return value
+
+
+def get_str(fields: dict[str, Value], name: str, *, limit: int = 256) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or len(value) > limit:
+        raise RemoteError(f"field {name!r} must be text of at most {limit} characters")
+    return value
+
+
+def get_list(fields: dict[str, Value], name: str, *, limit: int) -> list[Value]:
+    value = fields.get(name)
+    if not isinstance(value, list) or len(value) > limit:
+        raise RemoteError(f"field {name!r} must be a list of at most {limit}")
+    return value

@@ -1,0 +1,159 @@
+"""`Env`: the one seam between gossipml and the world.
+
+Clock, randomness, network, disk and heavy computation are reached through an `Env` and nowhere else, so that
+a whole cluster of peers runs in one process on a virtual clock, deterministic by seed, with faults
+(`gossipml.env.simulated`), and on real machines (`gossipml.env.real`).
+
+Timeouts and sleeping are trio's own (`trio.fail_after`, `trio.sleep`): under the simulated environment trio
+itself runs on the virtual clock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, TypeVarTuple
+
+import trio
+
+from gossipml.identity import Identity
+from gossipml.ids import Address, PeerId
+from gossipml.keys import NetworkKeys
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Monotonic seconds: the only time that protocols see."""
+
+    def wall(self) -> float:
+        """Seconds since 1970, as this machine believes: for records and logs alone."""
+
+
+class Stream(Protocol):
+    """A duplex byte stream to a peer whose id is proven."""
+
+    peer_id: PeerId
+    remote: Address
+
+    async def send_all(self, *parts: bytes | bytearray | memoryview) -> None:
+        """Send all bytes of the parts in order; parts are not joined or copied as a whole.
+
+        Raises trio.BrokenResourceError or trio.ClosedResourceError.
+        """
+
+    async def receive_into(self, view: memoryview) -> int:
+        """Read at least one byte into `view`; how many, 0 at the end. Raises trio.BrokenResourceError."""
+
+    async def aclose(self) -> None: ...
+
+
+class Datagrams(Protocol):
+    """A bound datagram socket."""
+
+    local: Address
+
+    async def send(self, data: bytes, to: Address) -> None:
+        """Send or lose a datagram; OSError when the network says no at once."""
+
+    async def receive(self) -> tuple[bytes, Address]: ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What proves a peer to others: its own key and the keys of the network."""
+
+    identity: Identity
+    keys: NetworkKeys
+
+
+Handler = Callable[[Stream], Awaitable[None]]
+
+
+class Listener(Protocol):
+    local: Address
+
+    async def serve(self, handler: Handler) -> None:
+        """Run `handler` for each peer that proved itself, each in a guarded task of its own, until cancelled.
+
+        A stranger, garbage, a slow handshake and an exception of the handler end that connection alone.
+        """
+
+    async def aclose(self) -> None: ...
+
+
+class Net(Protocol):
+    async def bind_datagrams(self, local: Address) -> Datagrams:
+        """UserError when the port is in use."""
+
+    async def listen(self, local: Address, credentials: Credentials) -> Listener:
+        """UserError when the port is in use."""
+
+    async def connect(self, remote: Address, expected: PeerId | None, credentials: Credentials) -> Stream:
+        """A stream to the peer at `remote`.
+
+        Raises OSError when nobody answers, RemoteError when the other side is no member or is not `expected`.
+        The timeout is the caller's.
+        """
+
+
+class Disk(Protocol):
+    """Files under one folder, the peer's home. Paths are relative, with `/`.
+
+    A `write` is lasting after `fsync` of the file, a `rename` after `fsync_folder`; see `write_atomic`.
+    OSError as the system gives it (`FileNotFoundError`, ENOSPC, EROFS, EIO).
+    """
+
+    async def read(self, path: str, *, limit: int) -> bytes:
+        """The whole file; OSError(EFBIG) when it is longer than `limit`."""
+
+    async def write(self, path: str, data: bytes | memoryview, *, private: bool = False) -> None:
+        """Replace the file's content; `private` gives mode 0600. Makes the folder when it is missing."""
+
+    async def fsync(self, path: str) -> None: ...
+
+    async def rename(self, old: str, new: str) -> None: ...
+
+    async def fsync_folder(self, path: str) -> None: ...
+
+    async def remove(self, path: str) -> None: ...
+
+    async def list(self, path: str) -> list[str]:
+        """Names in a folder, sorted; empty when the folder is missing."""
+
+
+async def write_atomic(disk: Disk, path: str, data: bytes | memoryview, *, private: bool = False) -> None:
+    """Replace a file so that after a crash at any point it holds the old or the new content, whole."""
+    temporary = path + ".tmp"
+    await disk.write(temporary, data, private=private)
+    await disk.fsync(temporary)
+    await disk.rename(temporary, path)
+    await disk.fsync_folder(path.rpartition("/")[0])
+
+
+class Compute(Protocol):
+    async def run(self, function: Callable[[*Ts], T], *args: *Ts, cost: float = 0.0) -> T:
+        """`function(*args)` off the event loop; `cost` is the virtual seconds that a simulation charges."""
+
+
+@dataclass(frozen=True)
+class Env:
+    """The world as one peer sees it."""
+
+    clock: Clock
+    rng: random.Random
+    """For choices that nobody attacks: which neighbour, how much jitter. Seeded per peer in a simulation."""
+    secrets: Callable[[int], bytes]
+    """That many unpredictable bytes (predictable in a simulation)."""
+    net: Net
+    disk: Disk
+    compute: Compute
+
+
+async def sleep_until(clock: Clock, deadline: float) -> None:
+    await trio.sleep(max(0.0, deadline - clock.now()))

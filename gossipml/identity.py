@@ -1,0 +1,60 @@
+"""Who a peer is: one Ed25519 key pair, made once, kept in HOME/identity (mode 0600)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from gossipml.errors import UserError
+from gossipml.ids import NodeId, PeerId, PublicKey, node_id_of, peer_id_of
+
+SEED_SIZE = 32
+
+
+@dataclass(frozen=True, repr=False)
+class Identity:
+    """An Ed25519 key pair, from its 32-byte seed (RFC 8032)."""
+
+    seed: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.seed) != SEED_SIZE:
+            raise UserError(
+                f"the identity holds {len(self.seed)} bytes instead of {SEED_SIZE}; restore the file from a copy, "
+                "or delete it to become a new peer"
+            )
+
+    def __repr__(self) -> str:
+        return f"Identity({self.peer_id.hex()[:8]})"  # never the seed
+
+    @cached_property
+    def private_key(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(self.seed)
+
+    @cached_property
+    def public_key(self) -> PublicKey:
+        return PublicKey(self.private_key.public_key().public_bytes_raw())
+
+    @cached_property
+    def peer_id(self) -> PeerId:
+        return peer_id_of(self.public_key)
+
+    @cached_property
+    def node_id(self) -> NodeId:
+        return node_id_of(self.peer_id)
+
+    def sign(self, data: bytes) -> bytes:
+        """64 bytes of Ed25519 signature."""
+        return self.private_key.sign(data)
+
+
+def verify(public_key: PublicKey, signature: bytes, data: bytes) -> bool:
+    """Whether `signature` over `data` is by `public_key`; False too for a key or signature of a wrong form."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

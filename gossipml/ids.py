@@ -1,0 +1,87 @@
+"""Distinct types for the ids and addresses that travel between the parts."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+from typing import NamedTuple, NewType
+
+from gossipml.errors import UserError
+
+PeerId = NewType("PeerId", bytes)
+"""SHA-256 of the Ed25519 public key: 32 bytes."""
+
+NodeId = NewType("NodeId", bytes)
+"""The first 20 bytes of the peer id: the place of a peer in the DHT's key space."""
+
+PublicKey = NewType("PublicKey", bytes)
+"""A raw Ed25519 public key: 32 bytes."""
+
+PEER_ID_SIZE = 32
+NODE_ID_SIZE = 20
+
+
+def peer_id_of(public_key: PublicKey) -> PeerId:
+    return PeerId(hashlib.sha256(public_key).digest())
+
+
+def node_id_of(peer: PeerId) -> NodeId:
+    return NodeId(peer[:NODE_ID_SIZE])
+
+
+def format_peer_id(peer: PeerId) -> str:
+    """The peer id as 52 lower-case base32 characters."""
+    return base64.b32encode(peer).decode().rstrip("=").lower()
+
+
+def short_peer_id(peer: PeerId) -> str:
+    """The first eight characters of the id, for people."""
+    return format_peer_id(peer)[:8]
+
+
+class Address(NamedTuple):
+    """An IP literal and a port. Never a host name: a name from the network would mean a blocking DNS query."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        return ipaddress.ip_address(self.host).is_loopback
+
+
+def checked_address(host: object, port: object) -> Address:
+    """An address out of untrusted values; ValueError unless an IP literal and a port from 1 to 65,535."""
+    if not isinstance(host, str) or not isinstance(port, int) or isinstance(port, bool):
+        raise ValueError("an address is an IP literal and a port")
+    if not 0 < port < 65536:
+        raise ValueError(f"port {port} is not between 1 and 65535")
+    if len(host) > 45:  # the longest IPv6 literal
+        raise ValueError("host is too long for an IP literal")
+    ip = ipaddress.ip_address(host)
+    if ip.is_unspecified or ip.is_multicast:
+        raise ValueError(f"nobody can be reached at {host}")
+    return Address(str(ip), port)
+
+
+def parse_address(text: str, *, what: str = "address") -> Address:
+    """`HOST:PORT` or `[V6]:PORT` as a user types it; port 0 means any free one. UserError if it is not that."""
+    host, separator, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        if not separator:
+            raise ValueError
+        if host == "localhost":
+            host = "127.0.0.1"
+        number = int(port)
+        if not 0 <= number < 65536:
+            raise ValueError
+        return Address(str(ipaddress.ip_address(host)), number)
+    except ValueError:
+        raise UserError(
+            f"{what} {text!r} is not IP:PORT; write for example 127.0.0.1:8711 or [::1]:8711"
+        ) from None
