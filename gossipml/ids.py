@@ -85,3 +85,17 @@ def parse_address(text: str, *, what: str = "address") -> Address:
         raise UserError(
             f"{what} {text!r} is not IP:PORT; write for example 127.0.0.1:8711 or [::1]:8711"
         ) from None
+
+
+class Contact(NamedTuple):
+    """Where a peer says it can be reached and what it trains. A hint: the dial proves the peer id."""
+
+    peer: PeerId
+    addresses: tuple[Address, ...]
+    model: str
+    """Name of the model that the peer trains; empty for none."""
+    name: str
+    """What its owner calls the peer; for people only."""
+
+
+MAX_CONTACT_ADDRESSES = 4  # IPv4 and IPv6, seen from inside and outside

@@ -94,6 +94,10 @@ class Net(Protocol):
     async def listen(self, local: Address, credentials: Credentials) -> Listener:
         """UserError when the port is in use."""
 
+    def own_addresses(self, bound: Address) -> tuple[Address, ...]:
+        """Where others may reach a socket bound to `bound`: itself, or each address of this machine for a
+        wildcard; a loopback address only when there is no other."""
+
     async def connect(self, remote: Address, expected: PeerId | None, credentials: Credentials) -> Stream:
         """A stream to the peer at `remote`.
 
