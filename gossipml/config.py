@@ -1,0 +1,167 @@
+"""What a user may set for a peer, and where each value comes from.
+
+Later sources win: default, HOME/config.toml, GOSSIPML_... environment variable, option of `gossipml peer
+start`. The join token is none of these: a secret never stands in an argument or in the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import platformdirs
+
+from gossipml.errors import UserError
+from gossipml.ids import Address, parse_address
+
+DEVICES = ("auto", "cpu", "cuda")
+MAX_NAME = 64
+
+
+@dataclass(frozen=True)
+class PeerConfig:
+    """The options of `gossipml peer start`, checked."""
+
+    model: str = "digits-mlp"
+    data: str = ""
+    """A SOURCE; empty for the model's own default."""
+    split: str = "iid"
+    part: tuple[int, int] = (1, 1)
+    """This peer's part and the number of parts, counted from 1."""
+    listen: Address = Address("0.0.0.0", 8711)  # TCP and UDP
+    api: Address = Address("127.0.0.1", 8710)
+    device: str = "auto"
+    threads: int = 1
+    """Torch threads of the worker: one leaves the machine usable and was as fast for small models (measured)."""
+    target_accuracy: float | None = None
+    max_rounds: int | None = None
+    seed: int = 0
+    """Decides the parts of the data: the same seed gives the same parts on every peer."""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        index, parts = self.part
+        if not (1 <= index <= parts):
+            raise UserError(f"part {index}/{parts} does not exist; write I/N with 1 <= I <= N, for example 1/4")
+        if self.device not in DEVICES:
+            raise UserError(f"device {self.device!r} is unknown; choose one of {', '.join(DEVICES)}")
+        if not 1 <= self.threads <= 1024:
+            raise UserError(f"threads {self.threads} is not between 1 and 1024")
+        if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
+            raise UserError(f"target accuracy {self.target_accuracy:g} is not above 0 and at most 1; 0.95 means 95 %")
+        if self.max_rounds is not None and self.max_rounds < 1:
+            raise UserError(f"max rounds {self.max_rounds} is not at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed {self.seed} is not between 0 and {2**63 - 1}")
+        if len(self.name) > MAX_NAME or not self.name.isprintable():
+            raise UserError(f"the name has {len(self.name)} characters; at most {MAX_NAME} printable ones")
+
+
+def default_home() -> Path:
+    return Path(os.environ.get("GOSSIPML_HOME") or platformdirs.user_data_dir("gossipml", appauthor=False))
+
+
+def load_config(home: Path, options: Mapping[str, object], environ: Mapping[str, str]) -> PeerConfig:
+    """The configuration of the peer of `home`; `options` are command-line values, None where not given.
+
+    Raises UserError, naming the source of a wrong value.
+    """
+    config = PeerConfig()
+    path = home / "config.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        table = {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+    config = _apply(config, table, str(path))
+    variables = {
+        field.name: environ[variable]
+        for field in fields(PeerConfig)
+        if (variable := f"GOSSIPML_{field.name.upper()}") in environ
+    }
+    config = _apply(config, variables, "the environment")
+    return _apply(config, {k: v for k, v in options.items() if v is not None}, "the command line")
+
+
+def write_config(config: PeerConfig) -> str:
+    """The configuration as TOML text that `load_config` reads back."""
+    lines = ["# Options of `gossipml peer start` for this home; options on the command line win."]
+    for field in fields(PeerConfig):
+        value = getattr(config, field.name)
+        if value is None or value == "":
+            continue
+        if field.name == "part":
+            value = f"{value[0]}/{value[1]}"
+        lines.append(f"{field.name.replace('_', '-')} = {_toml(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, int | float):
+        return repr(value)
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def _apply(config: PeerConfig, values: Mapping[str, object], source: str) -> PeerConfig:
+    known = {field.name for field in fields(PeerConfig)}
+    changes: dict[str, object] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
+            raise UserError(f"{source} sets {key!r}, which is no option of a peer{hint}")
+        try:
+            changes[name] = _convert(name, value)
+        except UserError as error:
+            raise UserError(f"{error} (from {source})") from None
+    try:
+        return replace(config, **changes)  # type: ignore[arg-type]  # converted one by one above
+    except UserError as error:
+        raise UserError(f"{error} (from {source})") from None
+
+
+def _convert(name: str, value: object) -> object:
+    match name:
+        case "listen" | "api":
+            return value if isinstance(value, Address) else parse_address(str(value), what=f"{name} address")
+        case "part":
+            return value if isinstance(value, tuple) else parse_part(str(value))
+        case "threads" | "seed" | "max_rounds":
+            return _number(name, value, int)
+        case "target_accuracy":
+            return _number(name, value, float)
+        case _:
+            if not isinstance(value, str):
+                raise UserError(f"{name} must be text, not {value!r}")
+            return value
+
+
+def _number(name: str, value: object, kind: type[int] | type[float]) -> int | float:
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
+        if kind is int and isinstance(value, float):
+            raise ValueError
+        number = kind(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
+    except ValueError:
+        raise UserError(f"{name.replace('_', '-')} {value!r} is not {'a whole' if kind is int else 'a'} number") from None
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`I/N`, counted from 1."""
+    try:
+        index, parts = (int(piece) for piece in text.split("/"))
+    except ValueError:
+        raise UserError(f"part {text!r} is not I/N; write for example 1/4 for the first of four") from None
+    return index, parts
