@@ -1,0 +1,199 @@
+"""`gossipml peer`: run a peer, and ask about the one of this home."""
+
+from __future__ import annotations
+
+import collections
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gossipml.cli.common import ask, duration, megabytes, print_json
+from gossipml.errors import UserError
+
+if TYPE_CHECKING:
+    from gossipml.daemon.home import Home
+    from gossipml.token import JoinToken
+
+app = typer.Typer(help="Run a peer, and ask about it.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print data for a program.")]
+STOP_SECONDS = 30  # the last save of a large model
+
+
+@app.command(
+    "start",
+    epilog="Example: gossipml peer start --join class.token --model mnist-mlp --data mnist:~/mnist --part 2/4",
+)
+def start(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Option(help="What to train: a built-in name, package.module:Spec or file.py:Spec.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Where the data is: digits, xor, mnist:DIR.")] = None,
+    split: Annotated[str | None, typer.Option(help="How the parts are cut: iid, dirichlet:ALPHA, labels:K.")] = None,
+    part: Annotated[str | None, typer.Option(help="This peer's part, I/N.")] = None,
+    join: Annotated[str | None, typer.Option(help="Token file of the network to join; - reads standard input.")] = None,
+    listen: Annotated[str | None, typer.Option(help="IP:PORT for other peers, TCP and UDP [0.0.0.0:8711].")] = None,
+    api: Annotated[str | None, typer.Option(help="IP:PORT for predictions and status [127.0.0.1:8710].")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Torch threads for training [1].")] = None,
+    target_accuracy: Annotated[float | None, typer.Option(help="Stop training at this accuracy, 0 to 1.")] = None,
+    max_rounds: Annotated[int | None, typer.Option(help="Stop training after so many rounds.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides how the data is cut into parts [0].")] = None,
+    name: Annotated[str | None, typer.Option(help="What people call this peer.")] = None,
+) -> None:
+    """Run an equal peer of a network, in the foreground, until it is stopped.
+
+    Without a token, the first start makes a new network and says where its token lies. The options of the first
+    start are kept in the home and hold for later starts.
+    """
+    from gossipml.config import load_config
+    from gossipml.daemon.run import run_peer
+
+    home: Home = context.obj.home
+    options = {
+        "model": model,
+        "data": data,
+        "split": split,
+        "part": part,
+        "listen": listen,
+        "api": api,
+        "device": device,
+        "threads": threads,
+        "target_accuracy": target_accuracy,
+        "max_rounds": max_rounds,
+        "seed": seed,
+        "name": name,
+    }
+    config = load_config(home.path, options, os.environ)
+    run_peer(home, config, _offered_token(join), verbose=context.obj.verbose)
+
+
+def _offered_token(join: str | None) -> JoinToken | None:
+    from gossipml import token as tokens
+    from gossipml.daemon.home import read_token
+
+    if join is None:
+        return None
+    if join == "-":
+        return tokens.decode(sys.stdin.read(tokens.MAX_TEXT + 1))
+    try:
+        return read_token(Path(join).expanduser())
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no token file {join}; ask a member for one: `gossipml token new --out FILE`"
+        ) from None
+
+
+@app.command("status", epilog="Example: gossipml peer status --json")
+def status(context: typer.Context, as_json: Json = False) -> None:
+    """Say how the peer of this home fares."""
+    answer = ask(context.obj.home.require_run_info(), "/v1/status")
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        ("peer", f"{answer['name']} ({answer['peer'][:8]}), up {duration(answer['uptime'])}"),
+        ("state", f"{answer['state']}: {answer['sentence']}"),
+        ("network", f"{answer['network'][:8]}, {answer['neighbours']} neighbours, {answer['members']} members known"),
+        ("model", f"{answer['model']} on {answer['data']} ({answer['split']}, part {answer['part']})"),
+        ("training", f"round {answer['round']}, age {answer['age']:,.0f} samples, loss {_number(answer['loss'], '.4f')}"),
+        ("accuracy", f"{_percent(answer['accuracy'])} on the test data, serving the {answer['served'] or '-'} model"),
+        ("gossip", f"{megabytes(answer['bytes_sent'])} sent, {megabytes(answer['bytes_received'])} received"),
+        ("listen", ", ".join(answer["addresses"])),
+        ("api", f"http://{answer['api']}"),
+    ]
+    rows += [("problem", problem) for problem in answer["problems"]]
+    for label, text in rows:
+        print(f"{label:<9} {text}")
+
+
+@app.command("list", epilog="Example: gossipml peer list")
+def list_peers(context: typer.Context, as_json: Json = False) -> None:
+    """List the peers that the peer of this home knows."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    peers = ask(context.obj.home.require_run_info(), "/v1/peers")
+    if as_json:
+        print_json(peers)
+        return
+    if not peers:
+        print("no other peer is known yet; let one join with the token: gossipml token new --out FILE")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("name", "peer", "state", "model", "address"):
+        table.add_column(column, no_wrap=True)
+    for column in ("age", "sent", "received", "seen", "strikes"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for peer in peers:
+        seen = peer["last_seen"]
+        table.add_row(
+            peer["name"],
+            peer["peer"][:8],
+            peer["state"],
+            peer["model"] or "-",
+            peer["address"],
+            f"{peer['age']:,.0f}",
+            megabytes(peer["bytes_sent"]),
+            megabytes(peer["bytes_received"]),
+            "-" if seen is None else f"{duration(seen)} ago",
+            str(peer["strikes"]) + (f" {peer['problem']}" if peer["problem"] else ""),
+        )
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(table)
+
+
+@app.command("stop", epilog="Example: gossipml peer stop")
+def stop(context: typer.Context) -> None:
+    """Stop the peer of this home; it saves its state and says goodbye to its neighbours first."""
+    import signal
+
+    from gossipml.cli.waiting import wait_until
+
+    home: Home = context.obj.home
+    info = home.require_run_info()
+    try:
+        os.kill(info.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        raise UserError(f"the peer (process {info.pid}) belongs to another user; stop it as that user") from None
+    if not wait_until(lambda: not home.is_locked(), STOP_SECONDS):
+        raise UserError(
+            f"the peer (process {info.pid}) has not stopped in {STOP_SECONDS} s; look at `gossipml peer logs`, and "
+            f"as a last resort `kill -9 {info.pid}`: it resumes from its last saved state"
+        )
+    print(f"stopped {info.name}")
+
+
+@app.command("logs", epilog="Example: gossipml peer logs -n 100 --follow")
+def logs(
+    context: typer.Context,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many lines from the end.")] = 50,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what comes, until Ctrl-C.")] = False,
+) -> None:
+    """Print the log of the peer of this home."""
+    from gossipml.cli.waiting import follow_file
+
+    file = context.obj.home.log_file
+    try:
+        with file.open(encoding="utf-8", errors="replace") as log:
+            for line in collections.deque(log, lines):
+                print(line, end="")
+            if follow:
+                follow_file(file, log, lambda text: print(text, end="", flush=True))
+    except FileNotFoundError:
+        raise UserError(f"there is no log yet at {file}; start the peer with `gossipml peer start`") from None
+
+
+def _number(value: Any, form: str) -> str:  # Any: a JSON number or null
+    return "-" if value is None else format(value, form)
+
+
+def _percent(value: Any) -> str:  # Any: a JSON number or null
+    return "-" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,45 @@
+"""Waiting in a command that has nothing else to do, on trio's clock like everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+import trio
+
+INTERVAL = 0.1  # seconds between looks
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether `condition` came true within `seconds`."""
+
+    async def wait() -> bool:
+        with trio.move_on_after(seconds):
+            while not condition():
+                await trio.sleep(INTERVAL)
+            return True
+        return condition()
+
+    return trio.run(wait)
+
+
+def follow_file(path: Path, opened: TextIO, emit: Callable[[str], object]) -> None:
+    """Emit what is appended to a log, over its rotation too, until interrupted."""
+
+    async def follow() -> None:
+        log = opened
+        while True:
+            if text := log.read(65536):
+                emit(text)
+                continue
+            await trio.sleep(INTERVAL)
+            try:
+                rotated = path.stat().st_size < log.tell()
+            except FileNotFoundError:
+                continue
+            if rotated:
+                log.close()
+                log = path.open(encoding="utf-8", errors="replace")  # noqa: ASYNC230  # a local log, read at once
+
+    trio.run(follow)

@@ -1,0 +1,196 @@
+"""A peer's home: the folder that holds its identity, its token, its options, its state and its log.
+
+One process at a time owns a home, shown by a lock that the system lifts when the process dies, however it
+dies. `run.json` tells other commands where the running peer is; without the lock it means nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gossipml import token as tokens
+from gossipml.env import files
+from gossipml.errors import UserError
+from gossipml.identity import SEED_SIZE, Identity
+from gossipml.ids import Address
+from gossipml.token import COOKIE_SIZE, NETWORK_ID_SIZE, JoinToken
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock; two peers on one home are not noticed there
+    fcntl = None  # type: ignore[assignment]
+
+MAX_IDENTITY = 64  # bytes; one byte more than a seed is already wrong
+Secrets = Callable[[int], bytes]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What `run.json` says of the peer that owns the home."""
+
+    pid: int
+    name: str
+    peer: str
+    addresses: list[str]
+    api: str
+    started: float
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths under one home, and what is kept at them."""
+
+    path: Path
+
+    @property
+    def token_file(self) -> Path:
+        return self.path / "token"
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def run_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log" / "peer.log"
+
+    def prepare(self) -> None:
+        """Make the folder, for its owner alone."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot use {self.path} as the home of a peer ({error.strerror}); choose another with --home DIR"
+            ) from None
+
+    def identity(self, secrets: Secrets) -> Identity:
+        """The peer's identity, made at the first call."""
+        file = self.path / "identity"
+        try:
+            return Identity(files.read_private(file, limit=MAX_IDENTITY))
+        except FileNotFoundError:
+            identity = Identity(secrets(SEED_SIZE))
+            files.write_atomic(file, identity.seed, private=True)
+            return identity
+
+    def token(self) -> JoinToken | None:
+        """The network that this home belongs to, or None."""
+        try:
+            return read_token(self.token_file)
+        except FileNotFoundError:
+            return None
+
+    def keep_token(self, token: JoinToken) -> None:
+        files.write_atomic(self.token_file, (token.encode() + "\n").encode(), private=True)
+
+    def run_info(self) -> RunInfo | None:
+        """The running peer of this home, or None when there is none."""
+        if not self.is_locked():
+            return None
+        try:
+            return RunInfo(**json.loads(files.read_bounded(self.run_file, limit=4096)))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None  # still starting
+
+    def require_run_info(self) -> RunInfo:
+        info = self.run_info()
+        if info is None:
+            raise UserError(f"no peer of {self.path} is running; start it with `gossipml peer start`")
+        return info
+
+    def write_run_info(self, info: RunInfo) -> None:
+        files.write_atomic(self.run_file, json.dumps(asdict(info), indent=1).encode())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Own the home; UserError when another process does."""
+        self.prepare()
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(
+                        f"a peer of {self.path} is already running; see it with `gossipml peer status`, stop it "
+                        "with `gossipml peer stop`, or choose another home with --home DIR"
+                    ) from None
+            try:
+                yield
+            finally:
+                self.run_file.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+    def is_locked(self) -> bool:
+        if fcntl is None:
+            return self.run_file.exists()
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+
+def read_token(file: Path) -> JoinToken:
+    """The token in a private file; UserError when others may read the file or it holds no token."""
+    try:
+        text = files.read_private(file, limit=tokens.MAX_TEXT).decode("ascii", "replace")
+    except IsADirectoryError:
+        raise UserError(f"{file} is a folder, not a token file") from None
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise UserError(f"cannot read the token file {file}: {error.strerror}") from None
+    try:
+        return tokens.decode(text)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def new_network(secrets: Secrets, *, expires: int, addresses: tuple[Address, ...]) -> JoinToken:
+    """A token of a network that did not exist before."""
+    token = JoinToken(secrets(NETWORK_ID_SIZE), secrets(COOKIE_SIZE), expires, ())
+    return token.with_addresses(addresses)
+
+
+def join(home: Home, offered: JoinToken | None, *, wall: float, secrets: Secrets, seconds: float) -> JoinToken:
+    """The token that this home is to use from now on, kept in the home.
+
+    A home belongs to one network for good. Without any token a new network is made, whose token lets others in
+    for `seconds`.
+    """
+    kept = home.token()
+    if offered is None:
+        if kept is None:
+            kept = new_network(secrets, expires=int(wall + seconds) if seconds else 0, addresses=())
+            home.keep_token(kept)
+        return kept
+    if kept is None:
+        offered.check_expiry(wall)
+        home.keep_token(offered)
+        return offered
+    if (kept.network_id, kept.cookie) != (offered.network_id, offered.cookie):
+        raise UserError(
+            f"{home.path} belongs to the network {kept.network_id.hex()[:8]}, the token to "
+            f"{offered.network_id.hex()[:8]}; join it from a new home: `gossipml --home DIR peer start --join FILE`"
+        )
+    merged = kept.with_addresses(offered.addresses + kept.addresses)
+    if merged != kept:
+        home.keep_token(merged)
+    return merged
