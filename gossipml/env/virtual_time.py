@@ -1,0 +1,87 @@
+"""Virtual time for trio: hours pass in seconds, and two runs with one seed do the same things in the same order.
+
+trio's own `MockClock` jumps to the next deadline whenever every task is blocked. `VirtualTime` hooks into that
+jump with a heap of plain function calls (a datagram arrives, a chunk of a stream arrives), so that a message
+costs one heap entry and one task switch instead of a task, a cancel scope and three turns of the loop.
+
+`deterministic` removes trio's own randomness. It leaves alone what a program does to itself: iteration over
+a set of text or bytes depends on PYTHONHASHSEED, and threads depend on the machine.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import trio
+import trio.testing
+
+# Private parts of trio, as pytest-trio uses them for Hypothesis; tests/env/test_virtual_time.py notices a change.
+from trio._core import _run as trio_run
+
+from gossipml.errors import LocalError
+
+
+class VirtualTime:
+    """The clock of the trio run in which it is made, and the calls that are due on it."""
+
+    def __init__(self) -> None:
+        clock: Any = trio.lowlevel.current_clock()  # Any: the hook below is no part of its type
+        if not isinstance(clock, trio.testing.MockClock) or clock.rate or clock.autojump_threshold:
+            raise LocalError(
+                "a simulated world needs trio.run(..., clock=MockClock(autojump_threshold=0)); use run_simulation"
+            )
+        if "_autojump" in vars(clock):
+            raise LocalError("this trio run has a simulated world already; one run holds one world")
+        self._clock: Any = clock
+        self._runner: Any = trio_run.GLOBAL_RUN_CONTEXT.runner
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self._sequence = itertools.count()
+        self._clock._autojump = self._advance
+
+    def now(self) -> float:
+        now: float = self._clock._virtual_base
+        return now
+
+    def call_at(self, time: float, function: Callable[..., None], *args: object) -> None:
+        """Have `function(*args)` called at a virtual time, outside of any task: it may wake tasks, not raise."""
+        heapq.heappush(self._heap, (time, next(self._sequence), function, args))
+
+    def _advance(self) -> None:
+        # trio calls this when every task is blocked, just before it takes up the tasks that are runnable.
+        heap, clock, runner = self._heap, self._clock, self._runner
+        while not runner.runq:
+            deadline = runner.deadlines.next_deadline()
+            if heap and heap[0][0] <= deadline:
+                time, _, function, args = heapq.heappop(heap)
+                # Set, not added: a sum of differences would drift from the times in the heap.
+                clock._virtual_base = max(time, clock._virtual_base)
+                function(*args)
+            else:
+                if deadline < math.inf:
+                    clock._virtual_base = max(deadline, clock._virtual_base)
+                return
+
+
+@contextmanager
+def deterministic(seed: int) -> Iterator[None]:
+    """Make the trio runs inside the block schedule their tasks in an order that depends on `seed` alone.
+
+    trio shuffles each batch of runnable tasks, and sets ordered by memory address (children of a nursery,
+    tasks of a cancel scope, deadlines that fall together) decide in which order tasks enter the batch. With
+    this switch trio sorts the batch by the age of the tasks first, and shuffles it with a generator that can
+    be seeded. That covers every such set, because waking a task only ever adds it to the batch.
+    """
+    module: Any = trio_run
+    switch, state = module._ALLOW_DETERMINISTIC_SCHEDULING, module._r.getstate()
+    module._ALLOW_DETERMINISTIC_SCHEDULING = True
+    module._r.seed(seed)
+    try:
+        yield
+    finally:
+        module._ALLOW_DETERMINISTIC_SCHEDULING = switch
+        module._r.setstate(state)
