@@ -39,9 +39,7 @@ TRACE_ENTRIES = 20_000  # the latest ones are kept for people; the digest covers
 EPOCH = 1_700_000_000.0  # the wall clock when virtual time is 0
 
 
-def run_simulation(
-    scenario: Callable[[World], Awaitable[T]], seed: int, *, link: Link | None = None
-) -> T:
+def run_simulation(scenario: Callable[[World], Awaitable[T]], seed: int, *, link: Link | None = None) -> T:
     """Run `scenario(world)` on virtual time with deterministic scheduling; what it returns."""
 
     async def main() -> T:
@@ -124,7 +122,7 @@ class World:
         self._network.release_stalled()
 
     def crash(self, name: str) -> None:
-        """Kill the process (as `kill -9`): its streams break at the other side, the disk keeps what was written.
+        """Kill the process (as `kill -9`): its streams break at the other side, the disk keeps what it had.
 
         The tasks of the peer are the test's to cancel; until then their network and disk are dead.
         """
@@ -214,4 +212,3 @@ class _Compute:
     async def run(self, function: Callable[[*Ts], T], *args: *Ts, cost: float = 0.0) -> T:
         await trio.sleep(cost)
         return function(*args)
-

@@ -54,7 +54,9 @@ class Process:
             self.machine.next_port += 1
             return self.machine.next_port
         if port in taken:
-            raise UserError(f"{what} port {port} is in use on {self.machine.name}; choose another, or 0 for any")
+            raise UserError(
+                f"{what} port {port} is in use on {self.machine.name}; choose another, or 0 for any"
+            )
         return port
 
 
@@ -254,7 +256,11 @@ class SimulatedListener:
         except Exception as error:
             self._network.record(f"handler-{type(error).__name__}", name, stream.remote.host, 0, 0)
             log.warning(
-                "%s: the session with %s failed: %r", name, short_peer_id(stream.peer_id), error, exc_info=True
+                "%s: the session with %s failed: %r",
+                name,
+                short_peer_id(stream.peer_id),
+                error,
+                exc_info=True,
             )
         finally:
             stream.close()
@@ -294,7 +300,9 @@ class SimulatedNet:
         host = self._process.machine.host if bound.host in WILDCARDS else bound.host
         return (Address(host, bound.port),)
 
-    async def connect(self, remote: Address, expected: PeerId | None, credentials: Credentials) -> SimulatedStream:
+    async def connect(
+        self, remote: Address, expected: PeerId | None, credentials: Credentials
+    ) -> SimulatedStream:
         await trio.lowlevel.checkpoint()
         dial = _Dial(self._network, self._process, remote, expected, credentials)
 
@@ -350,7 +358,9 @@ class _Dial:
         back = network.stream_arrival(target, source, 60)
         if listener is None:
             network.record("refused", source.name, target.name, 0, 0)
-            network.time.call_at(back, self._fail, ConnectionRefusedError(111, f"nobody listens at {self.remote}"))
+            network.time.call_at(
+                back, self._fail, ConnectionRefusedError(111, f"nobody listens at {self.remote}")
+            )
             return
         done = back + 2 * (back - network.time.now())
         network.time.call_at(done, self._handshake_ends, target, listener)

@@ -16,7 +16,9 @@ from gossipml.ids import Address, PeerId
 if TYPE_CHECKING:
     from gossipml.env.simulated_net import Machine, Network, Process
 
-CHUNK_BYTES = 1 << 18  # what travels as one piece; small, so that a stream can break in the middle of a message
+CHUNK_BYTES = (
+    1 << 18
+)  # what travels as one piece; small, so that a stream can break in the middle of a message
 WINDOW_BYTES = 1 << 21  # sent and not yet read: send buffer, wire and receive buffer together
 SHORT_READS = 0.1  # share of reads that give a part of what is there, as any real socket may
 
@@ -31,8 +33,9 @@ class Pipe:
         self.reader_open = True
         self._chunks: deque[memoryview] = deque()
         self._unread = 0  # bytes sent and not yet read
+        self._under_way: deque[Callable[[], None]] = deque()
         self._last_arrival = 0.0
-        self._stalled: deque[Callable[[], None]] | None = None
+        self._stalled = 0  # arrivals that wait for a partition or a pause to end
         self._ended = False
         self._broken: str | None = None  # for the reader
         self._writer_broken: str | None = None
@@ -52,7 +55,9 @@ class Pipe:
                     await self._wait_for_room()
                 if self._writer_broken is not None:
                     raise trio.BrokenResourceError(self._writer_broken)
-                chunk = bytes(view[start : start + CHUNK_BYTES])  # a copy: the caller goes on writing to its buffer
+                chunk = bytes(
+                    view[start : start + CHUNK_BYTES]
+                )  # a copy: the caller goes on writing to its buffer
                 self._unread += len(chunk)
                 self._transmit(len(chunk), lambda chunk=chunk: self._arrive(chunk))  # type: ignore[misc]
 
@@ -92,29 +97,34 @@ class Pipe:
         if machine.paused:
             machine.held.append(lambda: self._transmit(size, arrive))
             return
-        arrival = self.network.stream_arrival(machine, self.target.machine, size)
-        # A stream keeps its order, whatever the delays of its pieces.
-        self._last_arrival = max(arrival, self._last_arrival)
-        self.network.time.call_at(self._last_arrival, self._reach, arrive)
+        self._under_way.append(arrive)
+        self._schedule(size)
 
-    def _reach(self, arrive: Callable[[], None]) -> None:
-        if self._stalled is not None:
-            self._stalled.append(arrive)
-        elif not self.network.reachable(self.source.machine, self.target.machine):
-            self._stalled = deque([arrive])
+    def _schedule(self, size: int) -> None:
+        arrival = self.network.stream_arrival(self.source.machine, self.target.machine, size)
+        # A stream keeps its order, whatever the delays of its pieces: each arrival takes the oldest piece.
+        self._last_arrival = max(arrival, self._last_arrival)
+        self.network.time.call_at(self._last_arrival, self._reach)
+
+    def _reach(self) -> None:
+        target = self.target.machine
+        if self._stalled:
+            self._stalled += 1
+        elif not self.network.reachable(self.source.machine, target):
+            self._stalled = 1
             self.network.stalled.append(self._resume)
-        elif self.target.machine.paused:
-            self._stalled = deque([arrive])
-            self.target.machine.held.append(self._resume)
+        elif target.paused:
+            self._stalled = 1
+            target.held.append(self._resume)
         else:
-            arrive()
+            self._under_way.popleft()()
 
     def _resume(self) -> None:
-        stalled, self._stalled = self._stalled, None
-        for arrive in stalled or ():
-            self._transmit(0, arrive)
+        stalled, self._stalled = self._stalled, 0
+        for _ in range(stalled):
+            self._schedule(0)
 
-    def _answer_with_reset(self) -> None:
+    def answer_with_reset(self) -> None:
         """Nobody reads there any more: the writer learns it one way later."""
         target, source = self.target.machine, self.source.machine
         if target.powered:
@@ -131,7 +141,7 @@ class Pipe:
         source, target = self.source.machine, self.target.machine
         if not self.target.alive or not self.reader_open:
             self.network.record("tcp-nobody", source.name, target.name, len(chunk), 0)
-            self._answer_with_reset()
+            self.answer_with_reset()
             return
         self.network.record("tcp", source.name, target.name, len(chunk), zlib.crc32(chunk[:4096]))
         self._chunks.append(memoryview(chunk))
@@ -183,7 +193,7 @@ class Pipe:
             self.reader_open = False
             if self._chunks:
                 self._chunks.clear()
-                self._answer_with_reset()
+                self.answer_with_reset()
             self._wake_reader()
 
     def _wake_reader(self) -> None:
@@ -232,7 +242,7 @@ class SimulatedStream:
             self._process.streams.pop(self, None)
             self._outgoing.abort(reason)
             self._incoming.close_reader()
-            self._incoming._answer_with_reset()
+            self._incoming.answer_with_reset()
 
     def vanish(self) -> None:
         """Close and tell nobody: the power went out."""

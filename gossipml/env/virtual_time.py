@@ -1,8 +1,8 @@
-"""Virtual time for trio: hours pass in seconds, and two runs with one seed do the same things in the same order.
+"""Virtual time for trio: hours pass in seconds, and two runs with one seed do the same in the same order.
 
-trio's own `MockClock` jumps to the next deadline whenever every task is blocked. `VirtualTime` hooks into that
-jump with a heap of plain function calls (a datagram arrives, a chunk of a stream arrives), so that a message
-costs one heap entry and one task switch instead of a task, a cancel scope and three turns of the loop.
+trio's own `MockClock` jumps to the next deadline whenever every task is blocked. `VirtualTime` hooks into
+that jump with a heap of plain function calls (a datagram arrives, a chunk of a stream arrives), so that a
+message costs one heap entry and one task switch instead of a task, a cancel scope and three turns of the loop.
 
 `deterministic` removes trio's own randomness. It leaves alone what a program does to itself: iteration over
 a set of text or bytes depends on PYTHONHASHSEED, and threads depend on the machine.
@@ -20,7 +20,7 @@ from typing import Any
 import trio
 import trio.testing
 
-# Private parts of trio, as pytest-trio uses them for Hypothesis; tests/env/test_virtual_time.py notices a change.
+# Private parts of trio (Hypothesis's support uses the same); test_virtual_time.py notices a change.
 from trio._core import _run as trio_run
 
 from gossipml.errors import LocalError
@@ -30,25 +30,25 @@ class VirtualTime:
     """The clock of the trio run in which it is made, and the calls that are due on it."""
 
     def __init__(self) -> None:
-        clock: Any = trio.lowlevel.current_clock()  # Any: the hook below is no part of its type
+        clock = trio.lowlevel.current_clock()
         if not isinstance(clock, trio.testing.MockClock) or clock.rate or clock.autojump_threshold:
             raise LocalError(
-                "a simulated world needs trio.run(..., clock=MockClock(autojump_threshold=0)); use run_simulation"
+                "a simulated world needs a run with MockClock(autojump_threshold=0); use run_simulation"
             )
         if "_autojump" in vars(clock):
             raise LocalError("this trio run has a simulated world already; one run holds one world")
-        self._clock: Any = clock
+        vars(clock)["_autojump"] = self._advance
+        self._clock: Any = clock  # Any: private parts
         self._runner: Any = trio_run.GLOBAL_RUN_CONTEXT.runner
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._sequence = itertools.count()
-        self._clock._autojump = self._advance
 
     def now(self) -> float:
         now: float = self._clock._virtual_base
         return now
 
     def call_at(self, time: float, function: Callable[..., None], *args: object) -> None:
-        """Have `function(*args)` called at a virtual time, outside of any task: it may wake tasks, not raise."""
+        """Call `function(*args)` at a virtual time, outside of any task: it may wake tasks, not raise."""
         heapq.heappush(self._heap, (time, next(self._sequence), function, args))
 
     def _advance(self) -> None:
