@@ -1,0 +1,211 @@
+"""The component interface of a model: what a user writes to bring one.
+
+    from gossipml.models.spec import Classifier
+
+    class Spec(Classifier):
+        name = "my-digits"
+        data = "digits"
+        input_shape = (64,)
+        labels = tuple("0123456789")
+
+        def build(self):
+            import torch
+            return torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+
+        def ingest(self, samples):
+            return samples.astype("float32") / 16
+
+`gossipml peer start --model my_model.py:Spec` trains it. `build` draws its initial parameters from torch's
+global generator alone: it is seeded so that every peer of a network starts from the same ones.
+
+This file imports torch inside functions only, so that names and shapes are known without it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipml.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Array: TypeAlias = NDArray[Any]  # the element type is the data source's: uint8 images, float32 features
+
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")  # also the name in URLs and of files
+
+DATATYPES: Final = {  # Open Inference Protocol, "Tensor Data Types"; BYTES is text in JSON
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BYTES": np.object_,
+}
+
+MAX_SAMPLE_VALUES: Final = 1 << 24  # an image of 2364 x 2364 x 3; bounds what one request may claim
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor as the Open Inference Protocol names it; the first dimension of `shape` is -1, the batch."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Spec(Protocol):
+    """A model. `Classifier` gives all but `name`, `input_shape`, `labels` and `build`."""
+
+    name: str
+    """What it is called in the network: `[a-z0-9][a-z0-9_-]{0,63}`."""
+    data: str
+    """The source that it trains on when the user names none; empty when there is no such source."""
+    batch: int
+    """Samples per optimiser step."""
+    inputs: tuple[TensorSpec, ...]
+    """One tensor: a sample as requests bring it, before `ingest`."""
+    outputs: tuple[TensorSpec, ...]
+    """The fields of an answer of `egest` that the Open Inference Protocol shows as tensors."""
+    features: tuple[str, ...]
+    """Names of the input values for query parameters, in order; empty when they have none."""
+    labels: tuple[str, ...]
+    """Names of the classes; empty when the model does not classify."""
+
+    def build(self) -> torch.nn.Module: ...
+
+    def ingest(self, samples: Array) -> Array:
+        """Raw samples (n, ...) of the data source or of a request as float32 (n, ...) for the module."""
+
+    def egest(self, outputs: Array) -> list[dict[str, Json]]:
+        """One answer per row of the module's outputs."""
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The scalar to minimise, a mean over the batch."""
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+        """Means over the batch; `accuracy`, 0 to 1, decides what is served."""
+
+    def optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer: ...
+
+
+class Classifier:
+    """A model that gives one score per class: cross-entropy, accuracy, SGD with momentum."""
+
+    name: str = ""
+    data: str = ""
+    batch: int = 32
+    input_shape: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("input", "FP32", (-1, *self.input_shape)),)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return (
+            TensorSpec("probabilities", "FP32", (-1, len(self.labels))),
+            TensorSpec("label", "BYTES", (-1, 1)),
+        )
+
+    def build(self) -> torch.nn.Module:
+        raise UserError(f"the model {self.name!r} has no build(); return the torch module from it")
+
+    def ingest(self, samples: Array) -> Array:
+        return np.asarray(samples, dtype=np.float32).reshape(len(samples), *self.input_shape)
+
+    def egest(self, outputs: Array) -> list[dict[str, Json]]:
+        shifted = np.exp(outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True))
+        probabilities = shifted / shifted.sum(axis=1, keepdims=True)  # (n, classes)
+        return [
+            {"label": self.labels[int(row.argmax())], "probabilities": [round(float(p), 6) for p in row]}
+            for row in probabilities
+        ]
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+        return {"accuracy": float((outputs.argmax(1) == targets).float().mean())}
+
+    def optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        import torch
+
+        return torch.optim.SGD(parameters, lr=self.learning_rate, momentum=self.momentum)
+
+
+_METHODS: Final = ("build", "ingest", "egest", "loss", "metrics", "optimiser")
+_VALUES: Final = ("name", "data", "batch", "inputs", "outputs", "features", "labels")
+
+
+def check_interface(candidate: object, where: str) -> Spec:
+    """`candidate` as a `Spec`, or UserError naming everything that is missing or wrong. A class is called."""
+    if isinstance(candidate, type):
+        try:
+            candidate = candidate()
+        except Exception as error:
+            raise UserError(f"{where} cannot be made without arguments: {type(error).__name__}: {error}") from error
+    missing = [f"{name}()" for name in _METHODS if not callable(getattr(candidate, name, None))]
+    missing += [name for name in _VALUES if not hasattr(candidate, name)]
+    if missing:
+        raise UserError(
+            f"{where} is not a model: it lacks {', '.join(missing)}; derive it from gossipml.models.spec.Classifier "
+            "or write what is missing"
+        )
+    spec: Spec = candidate  # type: ignore[assignment]  # checked by hand just above
+    if type(candidate).build is Classifier.build if isinstance(candidate, Classifier) else False:
+        raise UserError(f"{where} is not a model: it lacks build(); return the torch module from it")
+    if not isinstance(spec.name, str) or not NAME.fullmatch(spec.name):
+        raise UserError(
+            f"{where} is named {spec.name!r}; a name is 1 to 64 of a-z, 0-9, - and _, and begins with a letter or digit"
+        )
+    if not isinstance(spec.batch, int) or isinstance(spec.batch, bool) or not 1 <= spec.batch <= 1 << 20:
+        raise UserError(f"{where}: batch is {spec.batch!r}; it is a whole number from 1 to {1 << 20}")
+    _check_tensors(spec, where)
+    return spec
+
+
+def sample_shape(spec: Spec) -> tuple[int, ...]:
+    """Shape of one raw sample of a request."""
+    return spec.inputs[0].shape[1:]
+
+
+def _check_tensors(spec: Spec, where: str) -> None:
+    if len(spec.inputs) != 1 or not spec.outputs:
+        raise UserError(
+            f"{where} has {len(spec.inputs)} inputs and {len(spec.outputs)} outputs; it needs one input and at least "
+            "one output (for a Classifier: set input_shape and labels)"
+        )
+    for tensor in (*spec.inputs, *spec.outputs):
+        if tensor.datatype not in DATATYPES:
+            raise UserError(
+                f"{where}: tensor {tensor.name!r} has datatype {tensor.datatype!r}; use one of {', '.join(DATATYPES)}"
+            )
+        if tensor.shape[:1] != (-1,) or any(not isinstance(n, int) or n < 1 for n in tensor.shape[1:]):
+            raise UserError(
+                f"{where}: tensor {tensor.name!r} has shape {list(tensor.shape)}; it is -1 and then positive numbers "
+                "(for a Classifier: set input_shape and labels)"
+            )
+        if math.prod(tensor.shape[1:]) > MAX_SAMPLE_VALUES:
+            raise UserError(f"{where}: tensor {tensor.name!r} has over {MAX_SAMPLE_VALUES} values a sample")
+    if spec.features and len(spec.features) != math.prod(sample_shape(spec)):
+        raise UserError(
+            f"{where}: {len(spec.features)} feature names for {math.prod(sample_shape(spec))} input values; give one "
+            "name a value, or none"
+        )
