@@ -15,7 +15,7 @@ import msgpack
 
 from gossipml.errors import RemoteError
 
-Value: TypeAlias = "None | bool | int | float | str | bytes | list[Value] | dict[str, Value]"
+Value: TypeAlias = "bool | int | float | str | bytes | list[Value] | dict[str, Value] | None"
 
 MAX_DEPTH = 6  # the deepest message (a view of contacts inside an update) needs 5
 

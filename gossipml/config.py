@@ -19,6 +19,8 @@ import platformdirs
 from gossipml.errors import UserError
 from gossipml.ids import Address, parse_address
 
+LISTEN = Address("0.0.0.0", 8711)
+API = Address("127.0.0.1", 8710)
 DEVICES = ("auto", "cpu", "cuda")
 MAX_NAME = 64
 
@@ -33,8 +35,10 @@ class PeerConfig:
     split: str = "iid"
     part: tuple[int, int] = (1, 1)
     """This peer's part and the number of parts, counted from 1."""
-    listen: Address = Address("0.0.0.0", 8711)  # TCP and UDP
-    api: Address = Address("127.0.0.1", 8710)
+    listen: Address = LISTEN
+    """For other peers: TCP and UDP on one port."""
+    api: Address = API
+    """For predictions and status."""
     device: str = "auto"
     threads: int = 1
     """Torch threads of the worker: one leaves the machine usable and was as fast for small models (measured)."""
@@ -155,7 +159,9 @@ def _number(name: str, value: object, kind: type[int] | type[float]) -> int | fl
             raise ValueError
         return number
     except ValueError:
-        raise UserError(f"{name.replace('_', '-')} {value!r} is not {'a whole' if kind is int else 'a'} number") from None
+        raise UserError(
+            f"{name.replace('_', '-')} {value!r} is not {'a whole' if kind is int else 'a'} number"
+        ) from None
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -82,9 +82,7 @@ def parse_address(text: str, *, what: str = "address") -> Address:
             raise ValueError
         return Address(str(ipaddress.ip_address(host)), number)
     except ValueError:
-        raise UserError(
-            f"{what} {text!r} is not IP:PORT; write for example 127.0.0.1:8711 or [::1]:8711"
-        ) from None
+        raise UserError(f"{what} {text!r} is not IP:PORT; write for example 127.0.0.1:8711 or [::1]:8711") from None
 
 
 class Contact(NamedTuple):

@@ -100,7 +100,10 @@ def status(context: typer.Context, as_json: Json = False) -> None:
         ("state", f"{answer['state']}: {answer['sentence']}"),
         ("network", f"{answer['network'][:8]}, {answer['neighbours']} neighbours, {answer['members']} members known"),
         ("model", f"{answer['model']} on {answer['data']} ({answer['split']}, part {answer['part']})"),
-        ("training", f"round {answer['round']}, age {answer['age']:,.0f} samples, loss {_number(answer['loss'], '.4f')}"),
+        (
+            "training",
+            f"round {answer['round']}, age {answer['age']:,.0f} samples, loss {_number(answer['loss'], '.4f')}",
+        ),
         ("accuracy", f"{_percent(answer['accuracy'])} on the test data, serving the {answer['served'] or '-'} model"),
         ("gossip", f"{megabytes(answer['bytes_sent'])} sent, {megabytes(answer['bytes_received'])} received"),
         ("listen", ", ".join(answer["addresses"])),

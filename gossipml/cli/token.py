@@ -29,9 +29,7 @@ MAX_SECONDS = 10 * 366 * 86400
 @app.command("new", epilog="Example: gossipml token new --expires 7d --out class.token")
 def new(
     context: typer.Context,
-    expires: Annotated[
-        str, typer.Option(help="How long it lets newcomers in: 90m, 12h, 30d, 4w, or never.")
-    ] = "30d",
+    expires: Annotated[str, typer.Option(help="How long it lets newcomers in: 90m, 12h, 30d, 4w, or never.")] = "30d",
     out: Annotated[
         Path | None, typer.Option(help="File to write, readable by you alone; without it the token is printed.")
     ] = None,
@@ -125,7 +123,9 @@ def parse_duration(text: str) -> int:
         return 0
     match = re.fullmatch(r"([0-9]{1,9})([smhdw])", text.strip().lower())
     if match is None or not 0 < (seconds := int(match[1]) * UNITS[match[2]]) <= MAX_SECONDS:
-        raise UserError(f"expiry {text!r} is no time span of at most ten years; write for example 90m, 12h, 30d or never")
+        raise UserError(
+            f"expiry {text!r} is no time span of at most ten years; write for example 90m, 12h, 30d or never"
+        )
     return seconds
 
 

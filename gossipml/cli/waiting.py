@@ -40,6 +40,6 @@ def follow_file(path: Path, opened: TextIO, emit: Callable[[str], object]) -> No
                 continue
             if rotated:
                 log.close()
-                log = path.open(encoding="utf-8", errors="replace")  # noqa: ASYNC230  # a local log, read at once
+                log = path.open(encoding="utf-8", errors="replace")
 
     trio.run(follow)

@@ -88,9 +88,7 @@ class Supervisor:
                 health.crashes += 1
                 health.problem = _sentence(error)
                 pause = min(LAST_PAUSE, FIRST_PAUSE * 2 ** (health.crashes - 1)) * self.rng.uniform(0.8, 1.2)
-                log.error(
-                    "%s crashed (%s); starting it again in %.1f s", name, health.problem, pause, exc_info=error
-                )
+                log.error("%s crashed (%s); starting it again in %.1f s", name, health.problem, pause, exc_info=error)
             await trio.sleep(pause)
 
 
