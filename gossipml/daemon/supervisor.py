@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
@@ -51,6 +53,16 @@ class Supervisor:
 
     def problems(self) -> list[str]:
         return [f"{name}: {part.problem}" for name, part in self.parts.items() if part.problem and not part.ok]
+
+    @asynccontextmanager
+    async def running(self, name: str, part: Callable[..., Awaitable[object]]) -> AsyncIterator[Any]:
+        """Have `part` run during the block: nested blocks start outside in and stop inside out.
+
+        Gives what the part reports by its first `task_status.started(value)`.
+        """
+        async with trio.open_nursery() as nursery:
+            yield await nursery.start(self.run, name, part)
+            nursery.cancel_scope.cancel()
 
     async def run(
         self,

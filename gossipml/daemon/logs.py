@@ -1,0 +1,47 @@
+"""Where the daemon's log goes: HOME/log/peer.log, rotated, and short lines on standard error.
+
+Secrets never reach it: nothing that holds one has a `repr` that shows it, and no part logs a token or a key.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import sys
+from pathlib import Path
+
+FILE_BYTES = 4 << 20  # a month of an ordinary peer
+FILES = 5
+FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+SHORT_FORMAT = "%(asctime)s %(message)s"
+
+
+def start_logging(file: Path, *, verbose: bool) -> None:
+    """Send the log of this process to `file` and, in short, to standard error."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lasting = _Quiet(file, maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8")
+    lasting.setFormatter(logging.Formatter(FORMAT))
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(_Short(SHORT_FORMAT, "%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [lasting, console]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("gossipml").setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.raiseExceptions = False  # a closed terminal must not end the daemon
+
+
+class _Quiet(logging.handlers.RotatingFileHandler):
+    """A full disk costs lines of the log, never the daemon."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+class _Short(logging.Formatter):
+    """No traceback on the terminal: it stands in the file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        shown = logging.makeLogRecord(record.__dict__ | {"exc_info": None, "exc_text": None})
+        if record.levelno >= logging.WARNING:
+            shown.msg, shown.args = f"{record.levelname.lower()}: {record.getMessage()}", None
+        return super().format(shown)
