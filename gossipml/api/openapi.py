@@ -1,0 +1,197 @@
+"""Every operation of the endpoint in one table; the router, `/openapi.json` and `/docs` are made from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gossipml import __version__
+from gossipml.api.ports import JSON
+
+MODEL_NAME = "^[a-z0-9][a-z0-9_-]{0,63}$"
+VERSION_NAME = "^[A-Za-z0-9._-]{1,64}$"
+
+JSON_TYPE = "application/json"
+
+
+@dataclass(frozen=True)
+class Operation:
+    name: str
+    method: str
+    path: str
+    summary: str
+    answer: str
+    """Name of the schema of a 200 answer."""
+    media: str = JSON_TYPE
+    body: tuple[tuple[str, str], ...] = ()
+    """(media type, schema) of what may be sent."""
+    body_required: bool = True
+    errors: tuple[int, ...] = ()
+    """Beyond those that every operation may give."""
+    query: bool = False
+    """Whether any query parameter goes to the model."""
+
+
+INFER = ((JSON_TYPE, "InferRequest"),)
+PREDICT = ((JSON_TYPE, "Anything"), ("text/csv", "Text"))
+ASKING = (400, 404, 502, 503, 504)
+SENDING = (*ASKING, 408, 413, 415)
+
+OPERATIONS = (
+    Operation("page", "GET", "/", "The state of this peer, for people", "Text", "text/html"),
+    Operation("docs", "GET", "/docs", "These operations, for people", "Text", "text/html"),
+    Operation("openapi", "GET", "/openapi.json", "This document", "Object"),
+    Operation("healthz", "GET", "/healthz", "Whether the peer is alive", "Health", errors=(503,)),
+    Operation("readyz", "GET", "/readyz", "Whether the peer can answer", "Health", errors=(503,)),
+    Operation(
+        "predict_query", "GET", "/predict/{model}", "Predict from query parameters", "Prediction",
+        errors=ASKING, query=True,
+    ),
+    Operation(
+        "predict_body", "POST", "/predict/{model}", "Predict from JSON or a CSV row", "Prediction",
+        body=PREDICT, errors=SENDING,
+    ),
+    Operation("v2_server", "GET", "/v2", "Open Inference Protocol: the server", "Object"),
+    Operation("v2_live", "GET", "/v2/health/live", "Open Inference Protocol: alive", "Object", errors=(503,)),
+    Operation("v2_ready", "GET", "/v2/health/ready", "Open Inference Protocol: ready", "Object", errors=(503,)),
+    Operation("v2_model", "GET", "/v2/models/{model}", "A model's inputs and outputs", "ModelMetadata", errors=(404,)),
+    Operation(
+        "v2_version", "GET", "/v2/models/{model}/versions/{version}", "The same of a version", "ModelMetadata",
+        errors=(404,),
+    ),
+    Operation(
+        "v2_model_ready", "GET", "/v2/models/{model}/ready", "Whether a model can answer", "Object",
+        errors=(404, 503),
+    ),
+    Operation(
+        "v2_version_ready", "GET", "/v2/models/{model}/versions/{version}/ready", "Whether a version can answer",
+        "Object", errors=(404, 503),
+    ),
+    Operation(
+        "v2_infer", "POST", "/v2/models/{model}/infer", "Predict from tensors", "InferAnswer",
+        body=INFER, errors=SENDING,
+    ),
+    Operation(
+        "v2_infer_version", "POST", "/v2/models/{model}/versions/{version}/infer", "The same by a version",
+        "InferAnswer", body=INFER, errors=SENDING,
+    ),
+    Operation(
+        "v2_index", "POST", "/v2/repository/index", "All models and whether they can answer", "ModelIndex",
+        body=((JSON_TYPE, "IndexRequest"),), body_required=False, errors=(400, 408, 413, 415),
+    ),
+    Operation("status", "GET", "/v1/status", "What this peer is and does", "Object"),
+    Operation("peers", "GET", "/v1/peers", "Who else is in the network", "Object"),
+    Operation("models", "GET", "/v1/models", "The models this peer answers for", "Object"),
+    Operation("events", "GET", "/v1/events", "Server-sent events", "Text", "text/event-stream", errors=(503,)),
+    Operation("metrics", "GET", "/metrics", "Counters for Prometheus", "Text", "text/plain"),
+)  # fmt: skip
+
+ERRORS: Mapping[int, str] = {
+    400: "The request is wrong; the sentence says what",
+    401: "The API key is missing or wrong",
+    403: "A page of another origin asked",
+    404: "No such model or version",
+    408: "The body did not come in time",
+    413: "The body is too large",
+    415: "The content type is not understood",
+    421: "The Host header names another server",
+    502: "The peer that was asked failed",
+    503: "Not ready, or too busy; Retry-After says when to try again",
+    504: "The model did not answer in time",
+}
+EVERYWHERE = (400, 401, 403, 421)
+
+
+def _object(required: tuple[str, ...] = (), **properties: JSON) -> dict[str, JSON]:
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+_STRING: JSON = {"type": "string"}
+_SHAPE: JSON = {"type": "array", "items": {"type": "integer"}}
+_SPECS: JSON = {"type": "array", "items": _object(("name", "datatype", "shape"), name=_STRING, datatype=_STRING,
+                                                  shape=_SHAPE)}  # fmt: skip
+_TENSORS: JSON = {
+    "type": "array",
+    "minItems": 1,
+    "items": _object(
+        ("name", "shape", "datatype", "data"),
+        name=_STRING,
+        shape={"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1},
+        datatype=_STRING,
+        parameters={"type": "object"},
+        data={"type": "array", "description": "row-major, flat or nested as the shape says"},
+    ),
+}
+
+SCHEMAS: dict[str, JSON] = {
+    "Anything": {"description": "any JSON value; the model reads it"},
+    "Object": {"type": "object"},
+    "Text": _STRING,
+    "Error": _object(("error",), error=_STRING),
+    "Health": _object(("ok", "detail"), ok={"type": "boolean"}, detail=_STRING),
+    "Prediction": _object(("model", "version", "peer"), model=_STRING, version=_STRING, peer=_STRING,
+                          result={"description": "the model's answer"}),
+    "ModelMetadata": _object(("name", "versions", "platform", "inputs", "outputs"), name=_STRING,
+                             versions={"type": "array", "items": _STRING}, platform=_STRING,
+                             inputs=_SPECS, outputs=_SPECS, parameters={"type": "object"}),
+    "InferRequest": _object(("inputs",), id=_STRING, parameters={"type": "object"}, inputs=_TENSORS,
+                            outputs={"type": "array", "items": _object(("name",), name=_STRING)}),
+    "InferAnswer": _object(("model_name", "model_version", "outputs"), model_name=_STRING, model_version=_STRING,
+                           id=_STRING, parameters={"type": "object"}, outputs=_TENSORS),
+    "IndexRequest": _object(ready={"type": "boolean"}),
+    "ModelIndex": {"type": "array", "items": _object(("name", "version", "state", "reason"), name=_STRING,
+                                                     version=_STRING, state=_STRING, reason=_STRING)},
+}  # fmt: skip
+
+
+def document() -> dict[str, JSON]:
+    """The OpenAPI 3.1 document."""
+    paths: dict[str, dict[str, JSON]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _describe(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "gossipml", "version": __version__, "description": "One peer's local endpoint."},
+        "paths": {**paths},
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+def _describe(operation: Operation) -> dict[str, JSON]:
+    described: dict[str, JSON] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "responses": {
+            "200": {"description": "Done", "content": _content((operation.media, operation.answer))},
+            **{
+                str(status): {"description": ERRORS[status], "content": _content((JSON_TYPE, "Error"))}
+                for status in sorted({*EVERYWHERE, *operation.errors})
+            },
+        },
+    }
+    parameters: list[JSON] = [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "pattern": MODEL_NAME if name == "model" else VERSION_NAME},
+        }
+        for name in re.findall(r"{(\w+)}", operation.path)
+    ]
+    if operation.query:
+        free: JSON = {"type": "object", "additionalProperties": {"type": "string"}}
+        parameters.append({"name": "fields", "in": "query", "style": "form", "explode": True, "schema": free})
+    if parameters:
+        described["parameters"] = parameters
+    if operation.body:
+        described["requestBody"] = {"required": operation.body_required, "content": _content(*operation.body)}
+    return described
+
+
+def _content(*bodies: tuple[str, str]) -> dict[str, JSON]:
+    return {media: {"schema": {"$ref": f"#/components/schemas/{schema}"}} for media, schema in bodies}

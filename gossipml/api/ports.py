@@ -1,0 +1,188 @@
+"""What the HTTP endpoint needs of the daemon: the `Node` interface and the values that cross it.
+
+Everything here is JSON-able. Numbers handed to the endpoint should be finite: JSON has no word for the others,
+and they leave as null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+from gossipml.errors import GossipmlError
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | dict[str, JSON] | None"
+
+
+@dataclass(frozen=True)
+class Health:
+    """An answer to a probe."""
+
+    ok: bool
+    sentence: str
+    """What is wrong and what helps, or that all is well; for people."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a model, in the words of the Open Inference Protocol."""
+
+    name: str
+    datatype: str
+    """BOOL, UINT8 to UINT64, INT8 to INT64, FP16, FP32, FP64 or BYTES."""
+    shape: tuple[int, ...]
+    """-1 where any length goes; the first axis is the batch."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A model that this peer can be asked about."""
+
+    name: str
+    version: str
+    """The version that answers now; empty when none does yet."""
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ready: bool
+    reason: str = ""
+    """Why it is not ready, a sentence; empty when it is."""
+    labels: tuple[str, ...] = ()
+    """What the classes of a classifier are called."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor whose data fit its shape and datatype."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: tuple[bool | int | float | str, ...]
+    """Row-major, flat."""
+
+
+# What a prediction is asked with. The model's own ingest reads the first three; their text is the client's,
+# unread: `a=nan` arrives as Fields({"a": "nan"}).
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Query parameters, each given once."""
+
+    values: dict[str, str]
+
+
+@dataclass(frozen=True)
+class JsonInput:
+    """A JSON value: finite numbers, integers of 64 bits, no duplicate keys, bounded depth."""
+
+    value: JSON
+
+
+@dataclass(frozen=True)
+class CsvRow:
+    """One line of CSV without its line end."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TensorInputs:
+    """Open Inference Protocol: checked against the model card's inputs, each given once."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[str, ...]
+    """Names of the outputs that are wanted, all of them known; empty for all."""
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    payload: Fields | JsonInput | CsvRow | TensorInputs
+    version: str = ""
+    """The version that must answer; empty for whichever is served."""
+
+
+@dataclass(frozen=True)
+class PredictAnswer:
+    version: str
+    peer: str
+    """Who computed it."""
+    result: dict[str, JSON] = field(default_factory=dict)
+    """The model's egest, `{"result": 1}`; for every payload but TensorInputs."""
+    outputs: tuple[Tensor, ...] = ()
+    """For TensorInputs."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One sample for Prometheus. All samples of one name carry the same kind and help."""
+
+    name: str
+    """By the conventions of Prometheus: `gossipml_bytes_sent_total`."""
+    kind: Literal["counter", "gauge"]
+    help: str
+    value: float
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, for whoever watches."""
+
+    kind: str
+    """A short lower-case word: `round`, `merge`, `peer`, `health`."""
+    data: dict[str, JSON]
+
+
+class UnknownModel(GossipmlError):
+    """No model, or no version of it, has that name here. The endpoint answers 404."""
+
+
+class NotReady(GossipmlError):
+    """Nothing to answer with yet; the message says what is missing. The endpoint answers 503."""
+
+    def __init__(self, sentence: str, retry_after: int = 5) -> None:
+        super().__init__(sentence)
+        self.retry_after = retry_after
+
+
+class Overloaded(NotReady):
+    """More was asked than can be answered; the endpoint answers 503."""
+
+    def __init__(self, sentence: str, retry_after: int = 1) -> None:
+        super().__init__(sentence, retry_after)
+
+
+class Node(Protocol):
+    """The daemon as its HTTP endpoint sees it. Only `predict` may take its time."""
+
+    def status(self) -> dict[str, JSON]:
+        """What the peer is and does: the body of `/v1/status`."""
+
+    def peers(self) -> list[dict[str, JSON]]:
+        """Who else is in the network, as far as this peer knows: the body of `/v1/peers`."""
+
+    def health(self) -> Health:
+        """Alive; not ok when a part keeps crashing."""
+
+    def readiness(self) -> Health:
+        """Has trained or fetched a model and can answer for it."""
+
+    def models(self) -> Sequence[ModelCard]: ...
+
+    def metrics(self) -> Sequence[Metric]: ...
+
+    async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:
+        """Answer for a model of `models()`.
+
+        Raises UserError when the model's ingest refuses the input, UnknownModel when the version is not there,
+        NotReady, Overloaded, RemoteError when another peer was asked and failed. The time limit is the caller's, so
+        it may be cancelled.
+        """
+
+    def subscribe(self) -> AbstractContextManager[AsyncIterator[Event]]:
+        """Events from now on, until the block is left; see `gossipml.api.broadcast`. Raises Overloaded when too
+        many watch."""

@@ -1,0 +1,322 @@
+"""What the endpoint answers: one method for each operation of `gossipml.api.openapi.OPERATIONS`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import parse_qsl
+
+import trio
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
+
+from gossipml import __version__
+from gossipml.api import openapi, page, prometheus, strict_json, tensors
+from gossipml.api.answers import Refusal, json_response
+from gossipml.api.event_stream import EventStream
+from gossipml.api.guard import Guard, GuardRules
+from gossipml.api.ports import (
+    JSON,
+    CsvRow,
+    Fields,
+    Health,
+    JsonInput,
+    Metric,
+    ModelCard,
+    Node,
+    NotReady,
+    Overloaded,
+    PredictAnswer,
+    PredictRequest,
+)
+from gossipml.errors import UserError
+
+MAX_PREDICTIONS = 64  # at once; bounds what their bodies hold in memory to 64 times the cap
+MAX_FIELDS = 4096  # query parameters; the head of a request (16 KiB) holds no more
+LARGE_BODY = 1 << 16  # bytes from which JSON is parsed beside the event loop: about a millisecond's work
+PREDICT_SECONDS = 30.0  # then the client gets its 504; a model here answers in milliseconds
+
+
+class Endpoint:
+    """The routes over one node. `app` is the guarded ASGI application; `stopping` ends the event streams."""
+
+    def __init__(self, node: Node, rules: GuardRules, stopping: trio.Event) -> None:
+        self._node = node
+        self._stopping = stopping
+        self._predictions = 0
+        self._parsing = trio.CapacityLimiter(1)
+        self._openapi = strict_json.dump(openapi.document())
+        self._router = Router(
+            [Route(o.path, getattr(self, o.name), methods=[o.method], name=o.name) for o in openapi.OPERATIONS],
+            redirect_slashes=False,
+            default=_unknown_route,
+        )
+        self.app = Guard(self._routed, rules)
+
+    async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # with it Starlette raises for a wrong method instead of answering in plain text
+        try:
+            await self._router(scope, receive, send)
+        except HTTPException as error:
+            allowed = (error.headers or {}).get("Allow", "")
+            raise Refusal(
+                error.status_code, f"{scope['method'][:16]} is not understood here, only {allowed}", error.headers
+            ) from None
+
+    # Pages, probes, status
+
+    async def page(self, request: Request) -> Response:
+        return page.status_page(self._node)
+
+    async def docs(self, request: Request) -> Response:
+        return page.docs_page()
+
+    async def openapi(self, request: Request) -> Response:
+        return Response(self._openapi, media_type="application/json")
+
+    async def healthz(self, request: Request) -> Response:
+        return _probe(self._node.health())
+
+    async def readyz(self, request: Request) -> Response:
+        return _probe(self._node.readiness())
+
+    async def status(self, request: Request) -> Response:
+        return json_response(self._node.status())
+
+    async def peers(self, request: Request) -> Response:
+        peers: list[JSON] = [*self._node.peers()]
+        return json_response({"peers": peers})
+
+    async def models(self, request: Request) -> Response:
+        models: list[JSON] = [
+            {**tensors.describe_model(card), "version": card.version, "ready": card.ready, "reason": card.reason,
+             "labels": list(card.labels)}
+            for card in self._node.models()
+        ]  # fmt: skip
+        return json_response({"models": models})
+
+    async def events(self, request: Request) -> Response:
+        return EventStream(self._node, self._stopping)
+
+    async def metrics(self, request: Request) -> Response:
+        own = [
+            Metric("gossipml_http_responses_total", "counter", "HTTP answers by status.", count, {"code": str(code)})
+            for code, count in sorted(self.app.answered.items())
+        ]
+        text = prometheus.exposition([*self._node.metrics(), *own])
+        return Response(text, media_type=prometheus.MEDIA_TYPE)
+
+    # The easy way to predict
+
+    async def predict_query(self, request: Request) -> Response:
+        card = self._ready_card(request)
+        return _prediction(card, await self._ask(card, PredictRequest(read_query(request.scope["query_string"]))))
+
+    async def predict_body(self, request: Request) -> Response:
+        card = self._ready_card(request)
+        media = _media_type(request, ("application/json", "text/csv"))
+        if request.scope["query_string"]:
+            raise UserError("send the input as the body or as query parameters, not as both")
+        with self._prediction_slot():
+            body = await request.body()
+            payload = read_csv_row(body) if media == "text/csv" else JsonInput(await self._parsed(body))
+            return _prediction(card, await self._answer(card, PredictRequest(payload)))
+
+    # The Open Inference Protocol
+
+    async def v2_server(self, request: Request) -> Response:
+        return json_response({"name": "gossipml", "version": __version__, "extensions": []})
+
+    async def v2_live(self, request: Request) -> Response:
+        return _v2_probe("live", self._node.health())
+
+    async def v2_ready(self, request: Request) -> Response:
+        return _v2_probe("ready", self._node.readiness())
+
+    async def v2_model(self, request: Request) -> Response:
+        return json_response(tensors.describe_model(self._card(request)))
+
+    async def v2_version(self, request: Request) -> Response:
+        return json_response(tensors.describe_model(_of_version(self._card(request), request)))
+
+    async def v2_model_ready(self, request: Request) -> Response:
+        return json_response({"name": self._ready_card(request).name, "ready": True})
+
+    async def v2_version_ready(self, request: Request) -> Response:
+        _of_version(self._card(request), request)
+        return await self.v2_model_ready(request)
+
+    async def v2_infer(self, request: Request) -> Response:
+        return await self._infer(request, "")
+
+    async def v2_infer_version(self, request: Request) -> Response:
+        return await self._infer(request, _version(request))
+
+    async def v2_index(self, request: Request) -> Response:
+        body = await request.body()
+        wanted: JSON = {}
+        if body:
+            _media_type(request, ("application/json",))
+            wanted = await self._parsed(body)
+        only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
+        if not isinstance(only_ready, bool):
+            raise UserError('the body must be empty or {"ready": true} or {"ready": false}')
+        return json_response(
+            [
+                {
+                    "name": card.name,
+                    "version": card.version,
+                    "state": "READY" if card.ready else "UNAVAILABLE",
+                    "reason": card.reason,
+                }
+                for card in self._node.models()
+                if card.ready or not only_ready
+            ]
+        )
+
+    async def _infer(self, request: Request, version: str) -> Response:
+        card = self._ready_card(request)
+        _media_type(request, ("application/json",))
+        with self._prediction_slot():
+            body = await self._parsed(await request.body())
+            payload, identifier = tensors.read_infer_request(body, card)
+            answer = await self._answer(card, PredictRequest(payload, version))
+        return json_response(tensors.write_infer_answer(answer, card.name, identifier))
+
+    # Asking the node
+
+    def _card(self, request: Request) -> ModelCard:
+        name: str = request.path_params["model"]
+        cards = {card.name: card for card in self._node.models()}
+        if name in cards:
+            return cards[name]
+        if not re.fullmatch(openapi.MODEL_NAME, name):
+            raise Refusal(
+                404, f"{name[:64]!r} is not a model's name (a-z, 0-9, _ and -, at most 64, not beginning with _ or -)"
+            )
+        near = difflib.get_close_matches(name, cards, cutoff=0.5)
+        if near:
+            hint = f"did you mean {' or '.join(near)}?"
+        elif cards:
+            hint = f"there are: {', '.join(sorted(cards)[:10])}"
+        else:
+            hint = "this peer has none yet"
+        raise Refusal(404, f"there is no model {name!r} here; {hint}")
+
+    def _ready_card(self, request: Request) -> ModelCard:
+        card = self._card(request)
+        if not card.ready:
+            raise NotReady(card.reason or f"the model {card.name} is not ready yet; try again in a little while")
+        return card
+
+    @contextmanager
+    def _prediction_slot(self) -> Iterator[None]:
+        """Taken before the body is read, because the body is what fills memory."""
+        if self._predictions >= MAX_PREDICTIONS:
+            raise Overloaded(f"{self._predictions} predictions are under way, the most that may; try again")
+        self._predictions += 1
+        try:
+            yield
+        finally:
+            self._predictions -= 1
+
+    async def _ask(self, card: ModelCard, request: PredictRequest) -> PredictAnswer:
+        with self._prediction_slot():
+            return await self._answer(card, request)
+
+    async def _answer(self, card: ModelCard, request: PredictRequest) -> PredictAnswer:
+        with trio.move_on_after(PREDICT_SECONDS):
+            return await self._node.predict(card.name, request)
+        raise Refusal(504, f"the model {card.name} did not answer within {PREDICT_SECONDS:g} s; try again later")
+
+    async def _parsed(self, body: bytes) -> JSON:
+        if len(body) < LARGE_BODY:
+            return strict_json.parse(body)
+        return await trio.to_thread.run_sync(strict_json.parse, body, limiter=self._parsing)
+
+
+def read_query(query: bytes) -> Fields:
+    """The parameters of a query string, each given once."""
+    try:
+        pairs = parse_qsl(
+            query.decode("ascii"), keep_blank_values=True, strict_parsing=bool(query), errors="strict",
+            max_num_fields=MAX_FIELDS,
+        )  # fmt: skip
+    except UnicodeError:
+        raise UserError("the query is not UTF-8; write other bytes as %XX of UTF-8") from None
+    except ValueError:
+        raise UserError(f"the query is not name=value&name=value of at most {MAX_FIELDS} names") from None
+    fields: dict[str, str] = {}
+    for name, value in pairs:
+        if fields.setdefault(name, value) is not value:
+            raise UserError(f"the parameter {name[:64]!r} is given twice; give it once")
+    return Fields(fields)
+
+
+def read_csv_row(body: bytes) -> CsvRow:
+    """The one line of the body."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"the body is not UTF-8 at byte {error.start}; send CSV as UTF-8") from None
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) != 1:
+        raise UserError(f"the body has {len(lines)} lines with something in them; send one row without a header")
+    if "\0" in text:
+        raise UserError("the row holds a zero byte; send text")
+    return CsvRow(lines[0])
+
+
+def _media_type(request: Request, allowed: tuple[str, ...]) -> str:
+    """The body's type. A page elsewhere cannot send these without being asked for its origin."""
+    values = request.headers.getlist("content-type")
+    media, _, parameters = (values[0] if len(values) == 1 else "").lower().partition(";")
+    media, parameters = media.strip(), parameters.replace(" ", "").replace('"', "")
+    if media not in allowed or parameters not in ("", "charset=utf-8", "header=absent"):
+        raise Refusal(
+            415,
+            f"the content type {media[:80]!r} is not understood; send the header `Content-Type: {allowed[0]}`"
+            + "".join(f" or {other}" for other in allowed[1:]),
+            {"accept": ", ".join(allowed)},
+        )
+    return media
+
+
+def _version(request: Request) -> str:
+    version: str = request.path_params["version"]
+    if not re.fullmatch(openapi.VERSION_NAME, version):
+        raise Refusal(404, f"{version[:64]!r} is not a version's name")
+    return version
+
+
+def _of_version(card: ModelCard, request: Request) -> ModelCard:
+    version = _version(request)
+    if version != card.version:
+        served = f"it has {card.version}" if card.version else "it has none yet"
+        raise Refusal(404, f"there is no version {version!r} of {card.name} here; {served}")
+    return card
+
+
+def _prediction(card: ModelCard, answer: PredictAnswer) -> Response:
+    return json_response({**answer.result, "model": card.name, "version": answer.version, "peer": answer.peer})
+
+
+def _probe(health: Health) -> Response:
+    if health.ok:
+        return json_response({"ok": True, "detail": health.sentence})
+    return json_response({"ok": False, "detail": health.sentence, "error": health.sentence}, 503, {"retry-after": "5"})
+
+
+def _v2_probe(what: str, health: Health) -> Response:
+    if health.ok:
+        return json_response({what: True})
+    return json_response({what: False, "error": health.sentence}, 503, {"retry-after": "5"})
+
+
+async def _unknown_route(scope: Scope, receive: Receive, send: Send) -> None:
+    raise Refusal(404, f"there is nothing at {scope['path'][:80]!r}; GET /openapi.json lists what there is")
