@@ -189,9 +189,7 @@ class SimulatedDisk(MountedDisk):
                 self._file(path)
                 self._enter({path: None})
             case "fsync_folder":
-                lasting = [
-                    change for change in self._pending if any(folder_of(name) == path for name in change)
-                ]
+                lasting = [change for change in self._pending if any(folder_of(name) == path for name in change)]
                 self._pending = [change for change in self._pending if change not in lasting]
                 for change in lasting:
                     _apply_change(self._synced, change)

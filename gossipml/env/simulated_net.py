@@ -54,9 +54,7 @@ class Process:
             self.machine.next_port += 1
             return self.machine.next_port
         if port in taken:
-            raise UserError(
-                f"{what} port {port} is in use on {self.machine.name}; choose another, or 0 for any"
-            )
+            raise UserError(f"{what} port {port} is in use on {self.machine.name}; choose another, or 0 for any")
         return port
 
 
@@ -151,9 +149,7 @@ class Network:
                 arrival += REORDER_SECONDS * rng.random()
             self.time.call_at(arrival, self._datagram_arrives, machine, target, to.port, data, local)
 
-    def _datagram_arrives(
-        self, source: Machine, target: Machine, port: int, data: bytes, sender: Address
-    ) -> None:
+    def _datagram_arrives(self, source: Machine, target: Machine, port: int, data: bytes, sender: Address) -> None:
         if target.paused:
             target.held.append(lambda: self._datagram_arrives(source, target, port, data, sender))
             return
@@ -300,9 +296,7 @@ class SimulatedNet:
         host = self._process.machine.host if bound.host in WILDCARDS else bound.host
         return (Address(host, bound.port),)
 
-    async def connect(
-        self, remote: Address, expected: PeerId | None, credentials: Credentials
-    ) -> SimulatedStream:
+    async def connect(self, remote: Address, expected: PeerId | None, credentials: Credentials) -> SimulatedStream:
         await trio.lowlevel.checkpoint()
         dial = _Dial(self._network, self._process, remote, expected, credentials)
 
@@ -358,9 +352,7 @@ class _Dial:
         back = network.stream_arrival(target, source, 60)
         if listener is None:
             network.record("refused", source.name, target.name, 0, 0)
-            network.time.call_at(
-                back, self._fail, ConnectionRefusedError(111, f"nobody listens at {self.remote}")
-            )
+            network.time.call_at(back, self._fail, ConnectionRefusedError(111, f"nobody listens at {self.remote}"))
             return
         done = back + 2 * (back - network.time.now())
         network.time.call_at(done, self._handshake_ends, target, listener)

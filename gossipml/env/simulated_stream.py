@@ -16,9 +16,7 @@ from gossipml.ids import Address, PeerId
 if TYPE_CHECKING:
     from gossipml.env.simulated_net import Machine, Network, Process
 
-CHUNK_BYTES = (
-    1 << 18
-)  # what travels as one piece; small, so that a stream can break in the middle of a message
+CHUNK_BYTES = 1 << 18  # what travels as one piece; small, so that a stream can break in the middle of a message
 WINDOW_BYTES = 1 << 21  # sent and not yet read: send buffer, wire and receive buffer together
 SHORT_READS = 0.1  # share of reads that give a part of what is there, as any real socket may
 
@@ -55,9 +53,7 @@ class Pipe:
                     await self._wait_for_room()
                 if self._writer_broken is not None:
                     raise trio.BrokenResourceError(self._writer_broken)
-                chunk = bytes(
-                    view[start : start + CHUNK_BYTES]
-                )  # a copy: the caller goes on writing to its buffer
+                chunk = bytes(view[start : start + CHUNK_BYTES])  # a copy: the caller goes on writing to its buffer
                 self._unread += len(chunk)
                 self._transmit(len(chunk), lambda chunk=chunk: self._arrive(chunk))  # type: ignore[misc]
 
@@ -205,9 +201,7 @@ class Pipe:
 class SimulatedStream:
     """`Stream` of the simulated network."""
 
-    def __init__(
-        self, process: Process, peer_id: PeerId, remote: Address, incoming: Pipe, outgoing: Pipe
-    ) -> None:
+    def __init__(self, process: Process, peer_id: PeerId, remote: Address, incoming: Pipe, outgoing: Pipe) -> None:
         self.peer_id = peer_id
         self.remote = remote
         self._process = process

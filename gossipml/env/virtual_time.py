@@ -1,8 +1,8 @@
 """Virtual time for trio: hours pass in seconds, and two runs with one seed do the same in the same order.
 
 trio's own `MockClock` jumps to the next deadline whenever every task is blocked. `VirtualTime` hooks into
-that jump with a heap of plain function calls (a datagram arrives, a chunk of a stream arrives), so that a
-message costs one heap entry and one task switch instead of a task, a cancel scope and three turns of the loop.
+that jump with a heap of plain calls (a datagram arrives, a chunk of a stream arrives), so that a message
+costs one heap entry and one task switch instead of a task, a cancel scope and three turns of the loop.
 
 `deterministic` removes trio's own randomness. It leaves alone what a program does to itself: iteration over
 a set of text or bytes depends on PYTHONHASHSEED, and threads depend on the machine.
@@ -32,9 +32,7 @@ class VirtualTime:
     def __init__(self) -> None:
         clock = trio.lowlevel.current_clock()
         if not isinstance(clock, trio.testing.MockClock) or clock.rate or clock.autojump_threshold:
-            raise LocalError(
-                "a simulated world needs a run with MockClock(autojump_threshold=0); use run_simulation"
-            )
+            raise LocalError("a simulated world needs a run with MockClock(autojump_threshold=0); use run_simulation")
         if "_autojump" in vars(clock):
             raise LocalError("this trio run has a simulated world already; one run holds one world")
         vars(clock)["_autojump"] = self._advance

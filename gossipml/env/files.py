@@ -1,0 +1,109 @@
+"""Files on a real disk, synchronously: for the disk of `Env` (in threads) and for the command line.
+
+OSError passes as the system gives it (disk full, read-only, no permission); what to tell the user is the
+caller's to say, who knows what the file is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+from gossipml.errors import UserError
+
+PRIVATE_MODE = 0o600
+_BINARY = getattr(os, "O_BINARY", 0)
+_CLOSE_ON_EXEC = getattr(os, "O_CLOEXEC", 0)
+
+
+def read(path: Path, *, limit: int) -> bytes:
+    """The whole file; OSError(EFBIG) when it is longer than `limit`, before more than that is in memory."""
+    with open(path, "rb") as file:
+        return _bounded(file, path, limit)
+
+
+def read_private(path: Path, *, limit: int) -> bytes:
+    """A file that holds a secret; UserError when others than its owner can read it."""
+    with open(path, "rb") as file:
+        # The open file is asked, not its name, which could point elsewhere in between. Windows has no modes.
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if sys.platform != "win32" and mode & 0o077:
+            raise UserError(
+                f"{path} holds a secret, but its mode {mode:04o} lets others reach it; run: chmod 600 {path}"
+            )
+        return _bounded(file, path, limit)
+
+
+def _bounded(file: BinaryIO, path: Path, limit: int) -> bytes:
+    data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"longer than the limit of {limit} bytes", str(path))
+    return data
+
+
+def write(path: Path, data: bytes | memoryview, *, private: bool = False) -> None:
+    """Replace the content of a file in place; makes the folder when it is missing. `private`: mode 0600."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, data, os.O_CREAT | os.O_TRUNC, private=private)
+
+
+def write_atomic(path: Path, data: bytes | memoryview, *, private: bool = False) -> None:
+    """Replace a file so that after a crash at any point it holds the old or the new content, whole.
+
+    When it cannot be written (disk full), the old file stays and nothing else is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: the daemon and the command line may write the same file at the same time.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        _write(temporary, data, os.O_CREAT | os.O_EXCL, private=private, sync=True)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync(path: Path) -> None:
+    _fsync(path, os.O_RDWR)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in a folder lasting. Windows has no such call and needs none."""
+    if sys.platform != "win32":
+        _fsync(path, os.O_RDONLY)
+
+
+def list_folder(path: Path) -> list[str]:
+    """Names in a folder, sorted; empty when it is missing."""
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+
+
+def _write(path: Path, data: bytes | memoryview, flags: int, *, private: bool, sync: bool = False) -> None:
+    number = os.open(path, os.O_WRONLY | _BINARY | _CLOSE_ON_EXEC | flags, PRIVATE_MODE if private else 0o666)
+    with open(number, "wb", buffering=0) as file:
+        if private and sys.platform != "win32":
+            os.fchmod(number, PRIVATE_MODE)  # the file may have been there before, with another mode
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[file.write(view) :]
+        if sync:
+            os.fsync(number)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    number = os.open(path, flags | _BINARY | _CLOSE_ON_EXEC)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -1,0 +1,119 @@
+"""The world as it is: `real_env` gives the `Env` of a daemon on this machine."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+from gossipml.env import Credentials, Env, files
+from gossipml.env.connections import HandshakeLimits, TlsListener, connect, listen
+from gossipml.env.paths import checked_path
+from gossipml.env.sockets import RealDatagrams, bound_socket, own_addresses
+from gossipml.env.tls import SLICE_BYTES, TlsStream, tls_context
+from gossipml.ids import Address, PeerId
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+DISK_THREADS = 4  # enough to keep a disk busy; a limiter of its own, so that slow disks delay nothing else
+
+
+def real_env(home: Path, *, seed: int | None = None, limits: HandshakeLimits | None = None) -> Env:
+    """Real clock, sockets, threads, and the disk under `home`. `seed` is for repeatable choices of neighbours."""
+    return Env(
+        clock=RealClock(),
+        rng=random.Random(seed),
+        secrets=secrets.token_bytes,
+        net=RealNet(limits or HandshakeLimits()),
+        disk=RealDisk(home),
+        compute=RealCompute(),
+    )
+
+
+class RealClock:
+    """`Clock` of this machine."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
+
+
+class RealNet:
+    """`Net` over UDP, and over TCP with mutual TLS."""
+
+    def __init__(self, limits: HandshakeLimits) -> None:
+        self._limits = limits
+        self._buffer = bytearray(SLICE_BYTES)  # one for all streams; see gossipml.env.tls
+        self._client: tuple[Credentials, ssl.SSLContext] | None = None
+
+    async def bind_datagrams(self, local: Address) -> RealDatagrams:
+        return RealDatagrams(await bound_socket(local, socket.SOCK_DGRAM))
+
+    async def listen(self, local: Address, credentials: Credentials) -> TlsListener:
+        return await listen(local, credentials, self._limits, self._buffer)
+
+    def own_addresses(self, bound: Address) -> tuple[Address, ...]:
+        return own_addresses(bound)
+
+    async def connect(self, remote: Address, expected: PeerId | None, credentials: Credentials) -> TlsStream:
+        # A context costs a millisecond and is the same for every dial of a peer.
+        if self._client is None or self._client[0] != credentials:
+            self._client = (credentials, tls_context(credentials, server=False))
+        return await connect(remote, expected, credentials.identity.peer_id, self._client[1], self._buffer)
+
+
+class RealDisk:
+    """`Disk` under one folder, through threads."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._limiter = trio.CapacityLimiter(DISK_THREADS)
+
+    async def read(self, path: str, *, limit: int) -> bytes:
+        return await self._run(functools.partial(files.read, self._path(path), limit=limit))
+
+    async def write(self, path: str, data: bytes | memoryview, *, private: bool = False) -> None:
+        await self._run(functools.partial(files.write, self._path(path), data, private=private))
+
+    async def fsync(self, path: str) -> None:
+        await self._run(files.fsync, self._path(path))
+
+    async def rename(self, old: str, new: str) -> None:
+        await self._run(os.replace, self._path(old), self._path(new))
+
+    async def fsync_folder(self, path: str) -> None:
+        await self._run(files.fsync_folder, self._home / checked_path(path, folder=True))
+
+    async def remove(self, path: str) -> None:
+        await self._run(os.unlink, self._path(path))
+
+    async def list(self, path: str) -> list[str]:
+        return await self._run(files.list_folder, self._home / checked_path(path, folder=True))
+
+    def _path(self, path: str) -> Path:
+        return self._home / checked_path(path)
+
+    async def _run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+
+
+class RealCompute:
+    """`Compute` in threads, as many as there are cores."""
+
+    def __init__(self) -> None:
+        self._limiter = trio.CapacityLimiter(max(1, os.cpu_count() or 1))
+
+    async def run(self, function: Callable[[*Ts], T], *args: *Ts, cost: float = 0.0) -> T:
+        return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)

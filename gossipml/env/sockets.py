@@ -1,0 +1,132 @@
+"""UDP sockets for `Env.net`, and what IPv4 and IPv6 sockets need to look alike.
+
+An IPv6 wildcard socket takes IPv4 too (dual stack); addresses are always shown as what they are, never as
+IPv4-mapped. Left out: IPv6 link-local addresses, which mean nothing without an interface.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import socket as stdlib_socket
+from typing import Any
+
+import trio
+
+from gossipml.errors import UserError
+from gossipml.ids import Address
+
+MAX_DATAGRAM = 2048  # ours are at most 1,232 bytes; what is longer may be cut, it is refused anyway
+RECEIVE_BUFFER = 1 << 20  # a burst of about 500 datagrams, counted as the kernel counts, while the loop is busy
+PROBE_V4 = ("192.0.2.1", 9)  # RFC 5737 and RFC 3849: documentation addresses; nothing is sent there
+PROBE_V6 = ("2001:db8::1", 9)
+ERROR_PAUSE = 0.05  # seconds after an error of receive: an error that stays must not spin
+
+
+def from_sockaddr(sockaddr: Any) -> Address:  # Any: a tuple of 2 (IPv4) or 4 (IPv6) elements
+    """The address in what the socket module gives."""
+    host = str(sockaddr[0]).partition("%")[0]
+    ip = ipaddress.ip_address(host)
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return Address(str(ip), int(sockaddr[1]))
+
+
+def to_sockaddr(address: Address, family: int) -> tuple[str, int]:
+    """What a socket of `family` calls the address; OSError when it cannot reach it."""
+    is_v6 = ":" in address.host
+    if family == stdlib_socket.AF_INET6:
+        return (address.host if is_v6 else f"::ffff:{address.host}", address.port)
+    if is_v6:
+        raise OSError(errno.EAFNOSUPPORT, f"an IPv4 socket cannot reach {address}")
+    return (address.host, address.port)
+
+
+async def bound_socket(local: Address, kind: stdlib_socket.SocketKind) -> trio.socket.SocketType:
+    """A socket bound to `local`; UserError when the port or the address cannot be had."""
+    is_tcp = kind == stdlib_socket.SOCK_STREAM
+    family = stdlib_socket.AF_INET6 if ":" in local.host else stdlib_socket.AF_INET
+    try:
+        socket = trio.socket.socket(family, kind)
+    except OSError as error:
+        raise UserError(f"cannot use {local}: {error.strerror}; listen on an IPv4 address instead") from error
+    try:
+        if family == stdlib_socket.AF_INET6:
+            v6_only = 0 if local.host == "::" else 1
+            socket.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, v6_only)
+        if is_tcp and hasattr(stdlib_socket, "SO_EXCLUSIVEADDRUSE"):  # Windows, where REUSEADDR means stealing
+            socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_EXCLUSIVEADDRUSE, 1)
+        elif is_tcp:
+            socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)  # past TIME_WAIT
+        await socket.bind((local.host, local.port))
+    except OSError as error:
+        socket.close()
+        raise UserError(_why_not(error, local, "TCP" if is_tcp else "UDP")) from error
+    except BaseException:
+        socket.close()
+        raise
+    return socket
+
+
+def _why_not(error: OSError, local: Address, protocol: str) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"{protocol} port {local.port} on {local.host} is in use; stop the program that has it, or choose "
+            f"another with --listen {Address(local.host, 0)} (0 takes any free one)"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{local.host} is no address of this machine; use one of its own, or 0.0.0.0 for all"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{protocol} port {local.port} is not allowed to this user; choose one above 1023"
+    return f"cannot listen on {local}: {error.strerror or error}"
+
+
+def own_addresses(bound: Address) -> tuple[Address, ...]:
+    """Where others may reach a socket bound to `bound`; loopback only when there is nothing else."""
+    if bound.host not in ("0.0.0.0", "::"):
+        return (bound,)
+    probes = [(stdlib_socket.AF_INET, PROBE_V4)]
+    if bound.host == "::":
+        probes.insert(0, (stdlib_socket.AF_INET6, PROBE_V6))
+    found: list[Address] = []
+    for family, probe in probes:
+        # connect() on a UDP socket sends nothing: it asks the routing table which address would be ours.
+        with contextlib.suppress(OSError), stdlib_socket.socket(family, stdlib_socket.SOCK_DGRAM) as socket:
+            socket.connect(probe)
+            host = from_sockaddr(socket.getsockname()).host
+            ip = ipaddress.ip_address(host)
+            if not (ip.is_link_local or ip.is_loopback or ip.is_unspecified):
+                found.append(Address(host, bound.port))
+    return tuple(found) or (Address("127.0.0.1", bound.port),)
+
+
+class RealDatagrams:
+    """`Datagrams` over a UDP socket."""
+
+    def __init__(self, socket: trio.socket.SocketType) -> None:
+        self.local = from_sockaddr(socket.getsockname())
+        self._socket = socket
+        self._closed = False
+        with contextlib.suppress(OSError):
+            socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF, RECEIVE_BUFFER)
+
+    async def send(self, data: bytes, to: Address) -> None:
+        await self._socket.sendto(data, to_sockaddr(to, self._socket.family))
+
+    async def receive(self) -> tuple[bytes, Address]:
+        while True:
+            try:
+                data, sender = await self._socket.recvfrom(MAX_DATAGRAM)
+                return data, from_sockaddr(sender)
+            except OSError:
+                # An ICMP error for something that we sent (ECONNREFUSED, WSAECONNRESET), a network that went
+                # down, a datagram longer than the buffer on Windows: none of them is about the next datagram.
+                if self._closed:
+                    raise trio.ClosedResourceError("this socket is closed") from None
+                await trio.sleep(ERROR_PAUSE)
+
+    async def aclose(self) -> None:
+        self._closed = True
+        self._socket.close()
+        await trio.lowlevel.checkpoint()
