@@ -61,6 +61,10 @@ class Trainer(Protocol):
     @property
     def layout(self) -> Layout: ...
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps that see the local training data once."""
+
     async def train(self, steps: int) -> RoundReport:
         """Take `steps` optimiser steps on the local data."""
 
