@@ -1,0 +1,27 @@
+"""Token buckets: how many requests of one source are answered."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+MAX_SOURCES = 4096  # about 1 MB; the one not seen for longest is forgotten and begins with a full bucket
+
+
+class TokenBuckets:
+    """One bucket a source: `rate` tokens a second, at most `burst` seconds of them."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._size = max(1.0, rate * burst)
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # source -> tokens, when
+
+    def take(self, source: str, now: float) -> bool:
+        """Whether the source has a token left; takes it."""
+        tokens, then = self._buckets.get(source, (self._size, now))
+        tokens = min(self._size, tokens + (now - then) * self._rate)
+        allowed = tokens >= 1
+        self._buckets[source] = (tokens - 1 if allowed else tokens, now)
+        self._buckets.move_to_end(source)
+        if len(self._buckets) > MAX_SOURCES:
+            self._buckets.popitem(last=False)
+        return allowed

@@ -1,0 +1,174 @@
+"""The iterative lookup of Kademlia as a state machine: whom to ask next, and who is nearest.
+
+Section 2.3 of the paper without its rounds: `alpha` queries are under way; one that is slow (soft wait) gives its
+place to another but may still answer; one that is silent (hard wait, the caller's) has failed. The lookup is done
+when the `k` nearest of those that neither failed nor are slow have answered.
+
+Against eclipse: an answer counts only when the caller has proof of the node id; one network (/24, /48) holds at
+most two of the `k` places; a node for which several addresses are told is tried at another one when the first
+is silent; the number of queries is bounded, whatever inventions the answers hold.
+"""
+
+from __future__ import annotations
+
+import bisect
+import enum
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from gossipml.dht.messages import NodeContact
+from gossipml.dht.routing import MAX_PER_NETWORK, K, Networks
+from gossipml.ids import Address, NodeId
+
+ALPHA = 3
+MAX_CANDIDATES = 8 * K  # the nearest of those heard of; bounds memory and sorting
+MAX_QUERIES = 6 * K  # an honest lookup among millions of nodes asks fewer
+MAX_ADDRESSES = 3  # told for one node id
+
+
+class State(enum.Enum):
+    NEW = "new"
+    ASKED = "asked"
+    SLOW = "slow"
+    ANSWERED = "answered"
+    FAILED = "failed"
+
+
+@dataclass
+class _Candidate:
+    contact: NodeContact
+    distance: int
+    state: State = State.NEW
+    soft: float = 0.0
+    others: list[Address] = field(default_factory=list)
+    tried: list[Address] = field(default_factory=list)
+
+
+class Lookup:
+    def __init__(
+        self,
+        target: bytes,
+        own: NodeId,
+        seeds: Iterable[NodeContact],
+        networks: Networks,
+        *,
+        k: int = K,
+        alpha: int = ALPHA,
+    ) -> None:
+        self.target = target
+        self.queries = 0
+        self._goal = int.from_bytes(target, "big")
+        self._own = own
+        self._networks = networks
+        self._k = k
+        self._alpha = alpha
+        self._candidates: dict[NodeId, _Candidate] = {}
+        self._order: list[tuple[int, NodeId]] = []  # by distance
+        for seed in seeds:
+            self._hear_of(seed)
+
+    def ask(self, now: float, soft_wait: float) -> list[NodeContact]:
+        """Whom to query now; each is then answered or failed exactly once."""
+        for candidate in self._candidates.values():
+            if candidate.state is State.ASKED and now >= candidate.soft:
+                candidate.state = State.SLOW
+        window = list(self._window())
+        busy = sum(candidate.state is State.ASKED for candidate in self._candidates.values())
+        chosen = []
+        for candidate in window:
+            if busy >= self._alpha or self.queries >= MAX_QUERIES:
+                break
+            if candidate.state is State.NEW:
+                candidate.state, candidate.soft = State.ASKED, now + soft_wait
+                candidate.tried.append(candidate.contact.address)
+                self.queries += 1
+                busy += 1
+                chosen.append(candidate.contact)
+        return chosen
+
+    def answered(self, contact: NodeContact, contacts: Iterable[NodeContact] = ()) -> None:
+        """A queried node proved its id and told of others."""
+        candidate = self._candidates.get(contact.node)
+        if candidate is not None:
+            candidate.state, candidate.contact = State.ANSWERED, contact
+        for other in contacts:
+            self._hear_of(other)
+
+    def failed(self, contact: NodeContact) -> None:
+        """A queried node is silent or could not prove its id; it may have another address."""
+        candidate = self._candidates.get(contact.node)
+        if candidate is None or candidate.state is State.ANSWERED:
+            return
+        if candidate.others:
+            candidate.contact = NodeContact(contact.node, candidate.others.pop(0))
+            candidate.state = State.NEW
+        else:
+            candidate.state = State.FAILED
+
+    @property
+    def done(self) -> bool:
+        if any(candidate.state is State.ASKED for candidate in self._window()):
+            return False
+        return self.queries >= MAX_QUERIES or not any(c.state is State.NEW for c in self._window())
+
+    def next_deadline(self) -> float | None:
+        """When a query becomes slow; None when none is under way."""
+        waiting = [candidate.soft for candidate in self._candidates.values() if candidate.state is State.ASKED]
+        return min(waiting, default=None)
+
+    def nearest(self) -> list[NodeContact]:
+        """Those of the `k` nearest that answered, nearest first."""
+        return [candidate.contact for candidate in self._window() if candidate.state is State.ANSWERED]
+
+    def _window(self) -> Iterator[_Candidate]:
+        """The `k` nearest that may still count, at most two a network."""
+        taken: Counter[str] = Counter()
+        places = self._k
+        for _, node in self._order:
+            candidate = self._candidates[node]
+            if candidate.state in (State.SLOW, State.FAILED):
+                continue
+            group = self._networks.group(candidate.contact.address.host)
+            if group is not None:
+                if taken[group] >= MAX_PER_NETWORK:
+                    continue
+                taken[group] += 1
+            yield candidate
+            places -= 1
+            if not places:
+                return
+
+    def _hear_of(self, contact: NodeContact) -> None:
+        if contact.node == self._own:
+            return
+        held = self._candidates.get(contact.node)
+        if held is not None:
+            self._other_address(held, contact.address)
+            return
+        distance = int.from_bytes(contact.node, "big") ^ self._goal
+        if len(self._order) >= MAX_CANDIDATES and not self._make_room(distance):
+            return
+        self._candidates[contact.node] = _Candidate(contact, distance)
+        bisect.insort(self._order, (distance, contact.node))
+
+    def _other_address(self, held: _Candidate, address: Address) -> None:
+        if held.state is State.ANSWERED or address in (held.contact.address, *held.others, *held.tried):
+            return
+        if len(held.others) + len(held.tried) + 1 >= MAX_ADDRESSES:
+            return
+        if held.state is State.FAILED:
+            held.contact, held.state = NodeContact(held.contact.node, address), State.NEW
+        else:
+            held.others.append(address)
+
+    def _make_room(self, distance: int) -> bool:
+        """Forget the farthest that was never asked, if it is farther than `distance`."""
+        for index in range(len(self._order) - 1, -1, -1):
+            far, node = self._order[index]
+            if far <= distance:
+                return False
+            if self._candidates[node].state is State.NEW:
+                del self._order[index], self._candidates[node]
+                return True
+        return False

@@ -1,0 +1,237 @@
+"""The routing table: `kademlia`'s buckets with proven contacts, exact walks and virtual time.
+
+Kademlia (Maymounkov, Mazieres 2002) section 2.2 to 2.4 and 4.1. From the package: `Node`, `KBucket` (contacts and
+the replacement cache), `RoutingTable` (splitting). Done differently here:
+
+- `nearest` visits the buckets by the distance of their prefix range; as these are disjoint the walk is exact
+  (the package's traverser stops early and is not in XOR order).
+- No clock of its own and no event loop: time is an argument, and `add` says whom to probe instead of probing.
+- Ranges are powers of two, a contact is evicted after two misses, and one network (a /24 or /48) holds at most
+  two places of a bucket, so that one who owns a network cannot fill it.
+
+Callers add only contacts that have proven their id at their address.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+from kademlia.node import Node
+from kademlia.routing import KBucket, RoutingTable
+
+from gossipml.dht.messages import NodeContact
+from gossipml.ids import NODE_ID_SIZE, Address, NodeId
+
+K = 20  # with 8, records were lost when half of the nodes stopped
+SPLIT_EVERY = 5  # section 4.2: buckets outside our own range split to this many bits, for shorter lookups
+MAX_MISSES = 2  # one lost datagram must not evict
+MAX_PER_NETWORK = 2
+ID_BITS = 8 * NODE_ID_SIZE
+
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Networks:
+    """Which addresses belong together, so that one owner of many gets few places."""
+
+    def __init__(self, excepted: Iterable[str]) -> None:
+        self._excepted: tuple[IpNetwork, ...] = tuple(ipaddress.ip_network(text) for text in excepted)
+        # An address is looked at with every datagram; parsing it costs more than the rest of the decision.
+        self.group = functools.lru_cache(4096)(self._group)
+
+    def _group(self, host: str) -> str | None:
+        """The /24 or /48 of an address; None when it is in an excepted network."""
+        ip = ipaddress.ip_address(host)
+        if any(ip.version == network.version and ip in network for network in self._excepted):
+            return None
+        bits = 24 if ip.version == 4 else 48
+        return str(ipaddress.ip_network((ip, bits), strict=False))
+
+
+class Contact(Node):  # type: ignore[misc]  # the package has no types
+    """A proven node in the table."""
+
+    id: bytes
+    long_id: int
+
+    def __init__(self, contact: NodeContact, now: float) -> None:
+        super().__init__(contact.node, contact.address.host, contact.address.port)
+        self.heard = now
+        self.misses = 0
+
+    @property
+    def contact(self) -> NodeContact:
+        return NodeContact(NodeId(self.id), Address(self.ip, self.port))
+
+
+class Bucket(KBucket):  # type: ignore[misc]
+    """A range of ids whose size is a power of two."""
+
+    range: tuple[int, int]
+    nodes: dict[bytes, Contact]
+    replacement_nodes: dict[bytes, Contact]
+
+    def __init__(self, lower: int, upper: int, size: int) -> None:
+        super().__init__(lower, upper, size, replacementNodeFactor=1)
+        self.looked_up = 0.0
+
+    def touch_last_updated(self) -> None:
+        """Nothing: the package would read the real clock; see `looked_up`."""
+
+    @property
+    def bits(self) -> int:
+        """How many bits vary within the bucket."""
+        return (self.range[1] - self.range[0] + 1).bit_length() - 1
+
+    def split(self) -> tuple[Bucket, Bucket]:
+        middle = (self.range[0] + self.range[1]) // 2
+        one = Bucket(self.range[0], middle, self.ksize)
+        two = Bucket(middle + 1, self.range[1], self.ksize)
+        one.looked_up = two.looked_up = self.looked_up
+        for node in [*self.nodes.values(), *self.replacement_nodes.values()]:
+            (one if node.long_id <= middle else two).add_node(node)
+        return one, two
+
+
+class Table(RoutingTable):  # type: ignore[misc]
+    """The proven contacts of one node."""
+
+    buckets: list[Bucket]
+    node: Node
+
+    def __init__(self, own: NodeId, networks: Networks, k: int = K) -> None:
+        self.networks = networks
+        super().__init__(None, k, Node(own))
+
+    def flush(self) -> None:
+        self.buckets = [Bucket(0, (1 << ID_BITS) - 1, self.ksize)]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.buckets))
+
+    def bucket_of(self, node: bytes) -> Bucket:
+        return self.buckets[self._index(int.from_bytes(node, "big"))]
+
+    def get(self, node: bytes) -> Contact | None:
+        return self.bucket_of(node).nodes.get(node)
+
+    def contacts(self) -> list[Contact]:
+        return [contact for bucket in self.buckets for contact in bucket.nodes.values()]
+
+    def wants(self, contact: NodeContact) -> bool:
+        """Whether it would be useful to have this contact proven."""
+        if contact.node == self.node.id:
+            return False
+        held = self.get(contact.node)
+        if held is not None:
+            return held.contact != contact
+        bucket = self.bucket_of(contact.node)
+        if contact.node in bucket.replacement_nodes:
+            return False
+        if self._crowded(bucket, contact):
+            return False
+        room = len(bucket) < self.ksize or len(bucket.replacement_nodes) < bucket.max_replacement_nodes
+        return room or self._splits(bucket)
+
+    def add(self, contact: NodeContact, now: float) -> Contact | None:
+        """Enter a contact that has proven itself; returns one to probe when the bucket is full.
+
+        A known node moves to its newly proven address; another node at the same address is replaced.
+        """
+        if contact.node == self.node.id:
+            return None
+        bucket = self.bucket_of(contact.node)
+        bucket.replacement_nodes.pop(contact.node, None)
+        if self._crowded(bucket, contact):
+            return None
+        entry = Contact(contact, now)
+        self._remove_address(contact)
+        while not bucket.add_node(entry):
+            if not self._splits(bucket):
+                return next(iter(bucket.nodes.values()))  # the one not heard from for longest
+            bucket.replacement_nodes.pop(contact.node, None)
+            self.split_bucket(self.buckets.index(bucket))
+            bucket = self.bucket_of(contact.node)
+        return None
+
+    def heard(self, node: bytes, now: float) -> None:
+        """A contact answered us."""
+        bucket = self.bucket_of(node)
+        contact = bucket.nodes.get(node)
+        if contact is not None:
+            contact.heard, contact.misses = now, 0
+            bucket.add_node(contact)  # to the end: the most recently heard
+
+    def missed(self, contact: NodeContact) -> bool:
+        """A contact did not answer; True when it was evicted for that."""
+        held = self.get(contact.node)
+        if held is None:
+            self.bucket_of(contact.node).replacement_nodes.pop(contact.node, None)
+            return False
+        if held.contact != contact:  # it has moved since it was asked
+            return False
+        held.misses += 1
+        if held.misses < MAX_MISSES:
+            return False
+        self.remove_contact(held)
+        return True
+
+    def remove_contact(self, node: Node) -> None:
+        self.bucket_of(node.id).remove_node(node)
+
+    def nearest(self, target: bytes, count: int, exclude: NodeId | None = None) -> list[NodeContact]:
+        """The `count` contacts nearest to `target`, exactly, nearest first."""
+        goal = int.from_bytes(target, "big")
+
+        def distance(bucket: Bucket) -> int:
+            return (bucket.range[0] ^ goal) >> bucket.bits << bucket.bits
+
+        found: list[Contact] = []
+        for bucket in sorted(self.buckets, key=distance):
+            found += sorted(
+                (contact for contact in bucket.nodes.values() if contact.id != exclude),
+                key=lambda contact: contact.long_id ^ goal,
+            )
+            if len(found) >= count:
+                break
+        return [contact.contact for contact in found[:count]]
+
+    def looked_up(self, target: bytes, now: float) -> None:
+        """A lookup went through the bucket of `target`, which is therefore not lonely."""
+        self.bucket_of(target).looked_up = now
+
+    def lonely(self, now: float, after: float) -> list[Bucket]:
+        """Buckets through which no lookup went for `after` seconds."""
+        return [bucket for bucket in self.buckets if now - bucket.looked_up >= after]
+
+    def split_bucket(self, index: int) -> None:
+        self.buckets[index : index + 1] = self.buckets[index].split()
+
+    def _index(self, long_id: int) -> int:
+        return bisect_right(self.buckets, long_id, key=lambda bucket: bucket.range[0]) - 1
+
+    def _splits(self, bucket: Bucket) -> bool:
+        if bucket.bits == 0:
+            return False
+        return bool(bucket.has_in_range(self.node)) or (ID_BITS - bucket.bits) % SPLIT_EVERY != 0
+
+    def _crowded(self, bucket: Bucket, contact: NodeContact) -> bool:
+        nodes = [*bucket.nodes.values(), *bucket.replacement_nodes.values()]
+        return not has_place(self.networks, contact, [node.contact for node in nodes if node.id != contact.node])
+
+    def _remove_address(self, contact: NodeContact) -> None:
+        for bucket in self.buckets:
+            for held in list(bucket.nodes.values()):
+                if held.contact.address == contact.address and held.id != contact.node:
+                    bucket.remove_node(held)
+
+
+def has_place(networks: Networks, contact: NodeContact, others: Sequence[NodeContact]) -> bool:
+    """Whether the network of `contact` has fewer than two of `others`."""
+    group = networks.group(contact.address.host)
+    if group is None:
+        return True
+    return sum(networks.group(other.address.host) == group for other in others) < MAX_PER_NETWORK

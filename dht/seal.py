@@ -1,0 +1,221 @@
+"""Sealed datagrams: only members can make one, only the receiver it was made for accepts it, and only once.
+
+    form(1) | sid(16) | counter(8) | ChaCha20-Poly1305(time(8) | body)
+
+    key   = HMAC-SHA256(datagram key, "gossipml/v1/session" | sid)
+    nonce = 0000 | counter
+    aad   = form | sid | counter | receiver
+
+`sid` is drawn by each sender at its start, so a counter never meets the same key twice. `time` is the sender's
+wall clock in milliseconds. The receiver is inside the authenticated data, not on the wire, in one of three forms:
+
+- SESSION: the receiver's sid. What two nodes that know each other use; dies with the receiver's process.
+- NODE: the receiver's node id, when only that is known.
+- ADDRESS: the address that was dialled, when nothing else is known.
+
+A replay has no effect: at the same node the window knows the counter, at another node the receiver differs, and
+after a restart the sid is another one and the two first-contact forms are refused when they are older than the
+start. What is not authentic is dropped without a word; every reason is counted by the caller.
+
+Leaves out: secrecy between members (all derive every key), and proof of who sent it (signatures do that).
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from gossipml.ids import Address, NodeId
+
+MAX_DATAGRAM = 1232  # IPv6's least MTU of 1280 less its headers: never fragmented
+SID_SIZE = 16
+HEADER_SIZE = 1 + SID_SIZE + 8
+OVERHEAD = HEADER_SIZE + 8 + 16
+MAX_BODY = MAX_DATAGRAM - OVERHEAD
+MAX_SKEW_MS = 120_000  # clocks of real machines agree much better; also how long a sid must be remembered
+WINDOW = 1024  # counters; more than a receive buffer of datagrams can be reordered
+MAX_SIDS = 4096  # about 3 MB; more senders than a node hears in two minutes
+MAX_OWN_ADDRESSES = 16  # bounds the tries for one ADDRESS datagram
+
+
+class Form(enum.IntEnum):
+    """How the receiver is named."""
+
+    SESSION = 1
+    NODE = 2
+    ADDRESS = 3
+
+
+@dataclass(frozen=True)
+class Receiver:
+    form: Form
+    tag: bytes
+
+
+def session_receiver(sid: bytes) -> Receiver:
+    return Receiver(Form.SESSION, sid)
+
+
+def node_receiver(node: NodeId) -> Receiver:
+    return Receiver(Form.NODE, node)
+
+
+def address_receiver(address: Address) -> Receiver:
+    return Receiver(Form.ADDRESS, str(address).encode())
+
+
+class Drop(enum.StrEnum):
+    """Why a datagram was dropped."""
+
+    SIZE = "size"
+    FORM = "form"
+    REFLECTED = "reflected"
+    REPLAYED = "replayed"
+    UNAUTHENTIC = "unauthentic"
+    SKEWED = "skewed"
+    BEFORE_START = "before-start"
+
+
+@dataclass(frozen=True)
+class Opened:
+    sid: bytes
+    form: Form
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Dropped:
+    reason: Drop
+    skew: float = 0.0
+    """Seconds by which the sender's clock is ahead of ours; set when the reason is SKEWED."""
+
+
+def _session_cipher(root_key: bytes, sid: bytes) -> ChaCha20Poly1305:
+    return ChaCha20Poly1305(hmac.digest(root_key, b"gossipml/v1/session" + sid, hashlib.sha256))
+
+
+class Sealer:
+    """Seals what this process sends."""
+
+    def __init__(self, root_key: bytes, sid: bytes) -> None:
+        self.sid = sid
+        self._cipher = _session_cipher(root_key, sid)
+        self._counter = 0
+
+    def seal(self, body: bytes, receiver: Receiver, wall: float) -> bytes:
+        if len(body) > MAX_BODY:
+            raise ValueError(f"body of {len(body)} bytes does not fit one datagram of {MAX_DATAGRAM}")
+        self._counter += 1
+        counter = self._counter.to_bytes(8, "big")
+        header = bytes((receiver.form,)) + self.sid + counter
+        inner = max(0, int(wall * 1000)).to_bytes(8, "big") + body
+        return header + self._cipher.encrypt(b"\0\0\0\0" + counter, inner, header + receiver.tag)
+
+
+class _Session:
+    """What is remembered of a sender: its key, the counters seen, the newest time it carried."""
+
+    __slots__ = ("bits", "cipher", "highest", "newest")
+
+    def __init__(self, cipher: ChaCha20Poly1305) -> None:
+        self.cipher = cipher
+        self.highest = 0
+        self.bits = 0  # bit i: counter `highest - i` was seen
+        self.newest = 0
+
+    def seen(self, counter: int) -> bool:
+        behind = self.highest - counter
+        return behind >= 0 and (behind >= WINDOW or bool(self.bits >> behind & 1))
+
+    def mark(self, counter: int) -> None:
+        ahead = counter - self.highest
+        if ahead > 0:
+            self.bits = (self.bits << ahead | 1) & ((1 << WINDOW) - 1) if ahead < WINDOW else 1
+            self.highest = counter
+        else:
+            self.bits |= 1 << -ahead
+
+
+class Opener:
+    """Opens what reaches this process: replay window first, then the seal, then the time."""
+
+    def __init__(self, root_key: bytes, sid: bytes, node: NodeId, started: float) -> None:
+        self._root_key = root_key
+        self._sid = sid
+        self._node = node
+        self._addresses: tuple[bytes, ...] = ()
+        self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
+        # What is not newer than these is refused: first contacts from before our start, and from unknown
+        # senders whatever one that was forgotten may have sent. In milliseconds.
+        self._start_floor = int(started * 1000) - 1
+        self._evicted_floor = -1
+
+    def set_addresses(self, addresses: tuple[Address, ...]) -> None:
+        """Where first contacts may believe that they reach us."""
+        self._addresses = tuple(str(address).encode() for address in addresses[:MAX_OWN_ADDRESSES])
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def open(self, datagram: bytes, wall: float) -> Opened | Dropped:
+        if not OVERHEAD <= len(datagram) <= MAX_DATAGRAM:
+            return Dropped(Drop.SIZE)
+        form = datagram[0]
+        if form not in (Form.SESSION, Form.NODE, Form.ADDRESS):
+            return Dropped(Drop.FORM)
+        sid = datagram[1 : 1 + SID_SIZE]
+        if sid == self._sid:
+            return Dropped(Drop.REFLECTED)
+        counter = int.from_bytes(datagram[1 + SID_SIZE : HEADER_SIZE], "big")
+        known = self._sessions.get(sid)
+        if known is not None and known.seen(counter):
+            return Dropped(Drop.REPLAYED)
+        session = known or _Session(_session_cipher(self._root_key, sid))
+        inner = self._authentic(session, datagram, form)
+        if inner is None:
+            return Dropped(Drop.UNAUTHENTIC)
+        time, now = int.from_bytes(inner[:8], "big"), int(wall * 1000)
+        if abs(time - now) > MAX_SKEW_MS:
+            return Dropped(Drop.SKEWED, (time - now) / 1000)
+        if form != Form.SESSION and time <= self._start_floor:
+            return Dropped(Drop.BEFORE_START)
+        if known is None:
+            if time <= self._evicted_floor:
+                return Dropped(Drop.REPLAYED)
+            self._remember(sid, session, counter, now)
+        session.mark(counter)
+        session.newest = max(session.newest, time)
+        self._sessions.move_to_end(sid)
+        return Opened(sid, Form(form), inner[8:])
+
+    def _authentic(self, session: _Session, datagram: bytes, form: int) -> bytes | None:
+        header, sealed = datagram[:HEADER_SIZE], datagram[HEADER_SIZE:]
+        nonce = b"\0\0\0\0" + header[-8:]
+        if form == Form.SESSION:
+            tags: tuple[bytes, ...] = (self._sid,)
+        elif form == Form.NODE:
+            tags = (self._node,)
+        else:
+            tags = self._addresses
+        for tag in tags:
+            try:
+                return session.cipher.decrypt(nonce, sealed, header + tag)
+            except InvalidTag:
+                continue
+        return None
+
+    def _remember(self, sid: bytes, session: _Session, counter: int, now: int) -> None:
+        while len(self._sessions) >= MAX_SIDS:
+            _, oldest = self._sessions.popitem(last=False)
+            # Its datagrams could be replayed now, so unknown senders must be newer than all of them. Bounded
+            # by our own clock: a member with a fast clock must not lock others out.
+            self._evicted_floor = max(self._evicted_floor, min(oldest.newest, now))
+        if self._evicted_floor >= 0:  # it may be one that was forgotten: what it sent earlier may have been seen
+            session.highest, session.bits = counter - 1, (1 << WINDOW) - 1
+        self._sessions[sid] = session
