@@ -13,10 +13,10 @@ knows to be its own, so a member cannot pass the challenge on and pose as anothe
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gossipml.dht.config import DhtConfig
 from gossipml.dht.limits import TokenBuckets
@@ -64,6 +64,9 @@ from gossipml.errors import RemoteError
 from gossipml.identity import Identity, verify
 from gossipml.ids import Address, NodeId, node_id_of, peer_id_of
 from gossipml.keys import NetworkKeys
+
+if TYPE_CHECKING:
+    import random
 
 MAX_SESSIONS = 4096  # as many as senders are remembered
 MAX_PENDING = 1024  # 16 lookups and puts at once; a bound, not a target
@@ -323,18 +326,10 @@ class DhtNode:
 
     def _on_reply(self, reply: Reply, opened: Opened, source: Address, now: float) -> list[Action]:
         pending = self._pending.get(reply.call)
-        if (
-            pending is None
-            or pending.address != source
-            or not isinstance(reply.answer, ANSWER_TO[type(pending.question)])
-        ):
+        if pending is None or pending.address != source:
             self._drop("stranger")  # late, or not the one we asked
             return []
-        if (
-            isinstance(reply.answer, Got)
-            and isinstance(pending.question, Get)
-            and reply.answer.key != pending.question.key
-        ):
+        if not _answers(reply.answer, pending.question):
             self._drop("malformed")
             return []
         node = self._proven(pending, reply.proof, opened.sid)
@@ -400,3 +395,9 @@ class DhtNode:
 
     def _on_store(self, question: Store, sender: NodeId, wall: float) -> Answer:
         return Stored(self.storage.offer(question.record, wall))
+
+
+def _answers(answer: Answer, question: Question) -> bool:
+    if isinstance(answer, Got) and isinstance(question, Get) and answer.key != question.key:
+        return False
+    return isinstance(answer, ANSWER_TO[type(question)])

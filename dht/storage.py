@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import random
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from gossipml.dht.records import Outcome, Record, is_signed, refused_by_time
 from gossipml.ids import NodeId
+
+if TYPE_CHECKING:
+    import random
 
 MAX_RECORDS_PER_KEY = 64
 MAX_KEYS = 10_000
