@@ -1,0 +1,125 @@
+"""Ages of models: how much an incoming model counts against ours.
+
+The age of a model is the number of samples behind it: it grows by training, and a merge takes the greater of
+two (Ormandi et al. 2013). A neighbour's age is only a claim, and three things follow from that. A claim counts
+up to a multiple of what other neighbours claim, so that a liar with a huge age does not outweigh everybody.
+What is far behind the neighbourhood is stale. And claims, like our own age after long isolation, lose force with
+the rounds that have passed since.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gossipml.ids import PeerId
+from gossipml.peer.wire import MAX_AGE
+
+
+@dataclass(frozen=True)
+class AgeConfig:
+    lead: float = 4.0
+    """How far a claim may run ahead of ours and of what the others claim, as a multiple. Merging levels the ages
+    of honest peers to within a few rounds; a claim at the limit gets weight 0.8 (guess)."""
+    stale: float = 0.5
+    """Updates younger than this share of the neighbourhood are refused (guess) ..."""
+    stale_rounds: float = 8.0
+    """... unless they are behind by fewer than this many of our rounds: at the start every ratio is large (guess)."""
+    witnesses: int = 2
+    """Other neighbours whose claims it takes to doubt a claim, or our own age."""
+    half_life: float = 10.0
+    """Rounds after which a claim, or our own age without any merge, counts half. Twice the time in which a
+    rumour reaches 100 peers with 4 receivers (guess)."""
+    isolated_least: float = 0.25
+    """Our own model never counts less than this share of its age: its data are still in nobody else's."""
+    claims: int = 256
+    """Claims remembered; bounds memory and the cost of a median."""
+
+
+@dataclass(frozen=True)
+class _Claim:
+    age: float
+    round: int
+
+
+class Ages:
+    """Own age, the mass of this round's mean, and what neighbours claim."""
+
+    def __init__(self, own: float, config: AgeConfig) -> None:
+        self.own = min(own, MAX_AGE)
+        self.config = config
+        self._claims: dict[PeerId, _Claim] = {}
+        self._round = 0  # counts begin_round, in training and averaging alike
+        self._alone = 0  # rounds without a merge
+        self._per_round = 0.0  # samples, smoothed
+        self._merged: dict[PeerId, int] = {}  # merges of each sender in this round
+        self._mass = self.own + 1.0
+
+    def trained(self, samples: int) -> None:
+        self.own = min(self.own + max(samples, 0), MAX_AGE)
+        self._per_round = samples if self._per_round == 0.0 else 0.7 * self._per_round + 0.3 * samples
+
+    def begin_round(self) -> None:
+        """From here on a new mean is formed, out of our own model to begin with."""
+        self._alone = 0 if self._merged else self._alone + 1
+        self._merged.clear()
+        self._round += 1
+        faded = max(self.config.isolated_least, 0.5 ** (max(0, self._alone - 1) / self.config.half_life))
+        self._mass = (self.own + 1.0) * faded
+
+    def claimed(self, peer: PeerId, age: float) -> None:
+        self._claims.pop(peer, None)  # the latest claim last: the oldest is dropped first
+        self._claims[peer] = _Claim(age, self._round)
+        if len(self._claims) > self.config.claims:
+            del self._claims[next(iter(self._claims))]
+
+    def claim(self, peer: PeerId) -> float | None:
+        """The age that a peer last claimed."""
+        known = self._claims.get(peer)
+        return None if known is None else known.age
+
+    def typical(self, *, without: PeerId | None = None) -> float | None:
+        """Median of what neighbours claim, newer claims counting more; None without enough witnesses."""
+        claims = sorted(
+            (claim.age, 0.5 ** ((self._round - claim.round) / self.config.half_life))
+            for peer, claim in self._claims.items()
+            if peer != without
+        )
+        if len(claims) < self.config.witnesses:
+            return None
+        half = sum(weight for _, weight in claims) / 2.0
+        for age, weight in claims:
+            half -= weight
+            if half <= 0.0:
+                return age
+        return claims[-1][0]
+
+    def stale(self, sender: PeerId, age: float) -> str:
+        """Why a model of this age is too far behind; empty when it is not."""
+        typical = self.typical(without=sender)
+        # The lesser of the two: were our own age inflated by a liar, everybody honest would seem stale.
+        reference = self.own if typical is None else min(self.own, typical)
+        behind = reference - age
+        if age < self.config.stale * reference and behind > self.config.stale_rounds * self._per_round:
+            return f"stale: age {age:.0f} is {behind:.0f} behind"
+        return ""
+
+    def credible(self, sender: PeerId, age: float) -> float:
+        """As much of a claimed age as the other neighbours and our own age make likely."""
+        typical = self.typical(without=sender)
+        if typical is None:
+            return age
+        return min(age, self.config.lead * max(self.own, typical, self.config.stale_rounds * self._per_round))
+
+    def weight(self, sender: PeerId, age: float) -> float:
+        """The share of an incoming model in the mean so far. Two models of age 0 count the same."""
+        counted = self._counted(sender, age)
+        return counted / (self._mass + counted)
+
+    def merged(self, sender: PeerId, age: float) -> None:
+        self._mass += self._counted(sender, age)
+        self._merged[sender] = self._merged.get(sender, 0) + 1
+        self.own = max(self.own, min(age, MAX_AGE))
+
+    def _counted(self, sender: PeerId, age: float) -> float:
+        """The n-th model of one sender within a round counts 1/n: a flood gains only the logarithm of its size."""
+        return (age + 1.0) / (self._merged.get(sender, 0) + 1)

@@ -1,0 +1,336 @@
+"""One open stream to one peer: a task that reads, a task that writes, and the session between them.
+
+Writing: small messages queue ahead of updates; at most one update waits behind the one being sent, a second is
+refused to the caller (`post_update` is False), so a slow peer costs one body of memory and nobody's time.
+Reading: never waits for anything but the stream. The body of an accepted update is received in place; the body
+of a refused one is read away through 64 KiB, which costs the sender's bandwidth and keeps the session: a
+round trip for permission before each update would delay every accepted one instead. Bodies that stall or
+trickle, in either direction, end the session; so does everything that breaks the wire specification. Nothing
+raised here reaches the task that runs the link, except cancellation and bugs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from gossipml.env import Clock, Stream
+from gossipml.errors import RemoteError
+from gossipml.ids import PeerId, short_peer_id
+from gossipml.peer import session as s
+from gossipml.peer.session import Session
+from gossipml.peer.wire import Body, Decoder, Goodbye, Hello, Message, Profile, Update, encode
+
+log = logging.getLogger("gossipml.peer")
+
+
+@dataclass(frozen=True)
+class LinkConfig:
+    stall: float = 10.0
+    """Seconds without one byte of progress inside a frame, in either direction (guess)."""
+    slowest: float = 64 * 1024
+    """Bytes per second that a body must make on the whole, after `stall` seconds of grace (guess: ISDN). A
+    trickle of a byte now and then does not hold a buffer for ever."""
+    slice: int = 256 * 1024
+    """Bytes handed to the stream at once: what the TLS pump encrypts at once; progress is judged by it."""
+    control: int = 64
+    """Small messages waiting to be sent; a peer that reads none of 64 is stuck."""
+    goodbye: float = 1.0
+    """Seconds that the last words may take."""
+
+
+@dataclass
+class Traffic:
+    """Bytes of frames; TLS adds about one per cent."""
+
+    sent: int = 0
+    received: int = 0
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """An update on its way out."""
+
+    update: Update
+    body: bytes
+
+
+class Owner(Protocol):
+    """Who decides what a link does not: the mesh, or a test."""
+
+    def on_introduced(self, link: Link, hello: Hello) -> s.Admit | s.Decline: ...
+
+    def on_opened(self, link: Link, profile: Profile) -> None: ...
+
+    def on_profile(self, link: Link, profile: Profile) -> None: ...
+
+    def on_message(self, link: Link, message: Message) -> None: ...
+
+    def on_heard(self, link: Link) -> None: ...
+
+    def on_offer(self, link: Link, update: Update) -> bool:
+        """Whether the body is to be kept."""
+
+    def on_body(self, link: Link, update: Update, body: bytearray) -> None: ...
+
+    def on_body_lost(self, link: Link, update: Update) -> None: ...
+
+    def on_sent(self, link: Link, parcel: Parcel, reason: str) -> None:
+        """A posted update has come to its end; the reason is empty when it was sent whole."""
+
+    def on_fault(self, link: Link, reason: str) -> None:
+        """The other side broke the protocol."""
+
+    def body_length(self, update: Update) -> int | None: ...
+
+
+class Link:
+    """A stream and its session. `run` returns when it is over, for whatever reason, and closes the stream."""
+
+    def __init__(
+        self, stream: Stream, session: Session, owner: Owner, clock: Clock, traffic: Traffic, config: LinkConfig
+    ) -> None:
+        self.stream = stream
+        self.session = session
+        self.peer: PeerId = stream.peer_id
+        self.traffic = traffic
+        self.opened_at: float | None = None
+        self.used_at = clock.now()
+        """When an update last went either way."""
+        self.heard_at = clock.now()
+        self.end_code = ""
+        """Why it ended: a refusal's code, goodbye, timeout, local, broken, fault."""
+        self.end_reason = ""
+        self._owner = owner
+        self._clock = clock
+        self._config = config
+        self._control: deque[bytes] = deque()
+        self._waiting: Parcel | None = None
+        self._sending: Parcel | None = None
+        self._receiving: Update | None = None  # its body is under way
+        self._keeping = False  # and it is wanted
+        self._wake = trio.Event()
+        self._scope: trio.CancelScope | None = None
+        self._finishing = False
+        self._in_frame = False  # a frame is partly sent: nothing else can be said any more
+
+    @property
+    def is_open(self) -> bool:
+        return self.session.state is s.State.OPEN and not self._finishing
+
+    def post(self, message: Message) -> None:
+        """Queue a small message. A peer that lets too many pile up is cut off."""
+        if self._finishing:
+            return
+        if len(self._control) >= self._config.control:
+            self._end("broken", f"{len(self._control)} messages wait unread")
+            self._cancel()
+            return
+        self._control.append(encode(message))
+        self._wake.set()
+
+    def post_update(self, parcel: Parcel) -> bool:
+        """Queue an update; False when another one is waiting already. True promises one `on_sent`."""
+        if not self.is_open or self._waiting is not None:
+            return False
+        self._waiting = parcel
+        self._wake.set()
+        return True
+
+    def finish(self, reason: str, *, code: str = "local") -> None:
+        """Say goodbye and end."""
+        if not self._finishing:
+            self._end(code, reason)
+            self._act(self.session.handle(s.End(reason), self._clock.now()))
+
+    def break_off(self, reason: str) -> None:
+        """End without a word: the other side does not listen."""
+        self._end("broken", reason)
+        self._cancel()
+
+    def announce(self, profile: Profile) -> None:
+        """Tell the other side that our profile has changed."""
+        self._act(self.session.handle(s.ProfileChanged(profile), self._clock.now()))
+
+    async def run(self) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                self._scope = nursery.cancel_scope
+                self._act(self.session.handle(s.Started(), self._clock.now()))
+                nursery.start_soon(self._write)
+                nursery.start_soon(self._read)
+                nursery.start_soon(self._hello_deadline)
+        finally:
+            await self._part()
+
+    # Reading.
+
+    async def _read(self) -> None:
+        decoder = Decoder(self._owner.body_length)
+        try:
+            while True:
+                event = await self._next(decoder)
+                if event is None:
+                    self._end("broken", "the other side closed the connection")
+                    break
+                if isinstance(event, Body):
+                    self._body_done(event)
+                else:
+                    self._received(event, decoder)
+                if self._finishing:
+                    return  # the writer sends the last words and ends the link
+        except RemoteError as error:
+            self._owner.on_fault(self, str(error))
+            self.finish(str(error), code="fault")
+            return
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._end("broken", str(error) or "the connection broke")
+        except trio.TooSlowError:
+            self._end("broken", "a message came too slowly")
+        self._cancel()
+
+    async def _next(self, decoder: Decoder) -> Message | Body | None:
+        """The next message or body; None at an orderly end of the stream."""
+        body_ends = trio.current_time() + self._body_seconds(self._receiving)
+        while True:
+            deadline = float("inf")
+            if not decoder.between_frames:
+                deadline = min(trio.current_time() + self._config.stall, body_ends)
+            with trio.fail_at(deadline):
+                count = await self.stream.receive_into(decoder.target())
+            if count == 0:
+                if decoder.between_frames:
+                    return None
+                raise trio.BrokenResourceError("the connection ended in the middle of a message")
+            self.traffic.received += count
+            self.heard_at = self._clock.now()
+            self._owner.on_heard(self)
+            event = decoder.received(count)
+            if event is not None:
+                return event
+
+    def _received(self, message: Message, decoder: Decoder) -> None:
+        self._act(self.session.handle(s.Received(message), self._clock.now()))
+        if isinstance(message, Update) and not self._finishing:
+            self.used_at = self._clock.now()
+            self._keeping = self._owner.on_offer(self, message)
+            self._receiving = message
+            if self._keeping:
+                decoder.keep_body()
+            else:
+                decoder.discard_body()
+
+    def _body_done(self, body: Body) -> None:
+        self._receiving = None
+        if body.data is not None:
+            self._owner.on_body(self, body.update, body.data)
+
+    async def _hello_deadline(self) -> None:
+        while (deadline := self.session.next_deadline()) is not None:
+            await trio.sleep(max(0.001, deadline - self._clock.now()))
+            self._act(self.session.handle(s.Deadline(), self._clock.now()))
+
+    def _act(self, actions: list[s.Action]) -> None:
+        for action in actions:
+            match action:
+                case s.Send(message):
+                    if len(self._control) < self._config.control:
+                        self._control.append(encode(message))
+                    self._wake.set()
+                case s.Introduced(hello):
+                    self._act(self.session.handle(self._owner.on_introduced(self, hello), self._clock.now()))
+                case s.Opened(profile):
+                    self.opened_at = self._clock.now()
+                    self._owner.on_opened(self, profile)
+                case s.PeerProfile(profile):
+                    self._owner.on_profile(self, profile)
+                case s.Deliver(message):
+                    if not isinstance(message, Update):
+                        self._owner.on_message(self, message)
+                case s.Closed(code, reason):
+                    self._end(code, reason)
+
+    # Writing.
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                if self._control:
+                    await self._send(self._control.popleft())
+                elif self._finishing:
+                    break
+                elif self._waiting is not None:
+                    await self._send_update()
+                else:
+                    self._wake = trio.Event()
+                    await self._wake.wait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._end("broken", str(error) or "the connection broke")
+        except trio.TooSlowError:
+            self._end("broken", "the other side reads too slowly")
+        self._cancel()
+
+    async def _send_update(self) -> None:
+        parcel, self._waiting = self._waiting, None
+        if parcel is None:
+            return
+        self._sending = parcel
+        self.used_at = self._clock.now()
+        self._in_frame = True
+        with trio.fail_after(self._body_seconds(parcel.update)):
+            view = memoryview(parcel.body)
+            await self._send(encode(parcel.update), view[: self._config.slice], more=True)
+            for start in range(self._config.slice, len(view), self._config.slice):
+                await self._send(view[start : start + self._config.slice], more=True)
+        self._in_frame = False
+        self._sending = None
+        self._owner.on_sent(self, parcel, "")
+
+    async def _send(self, *parts: bytes | memoryview, more: bool = False) -> None:
+        self._in_frame = True
+        with trio.fail_after(self._config.stall):
+            await self.stream.send_all(*parts)
+        self.traffic.sent += sum(len(part) for part in parts)
+        self._in_frame = more
+
+    def _body_seconds(self, update: Update | None) -> float:
+        return self._config.stall + (update.body_length / self._config.slowest if update else 0.0)
+
+    # Ending.
+
+    def _end(self, code: str, reason: str) -> None:
+        if not self._finishing:
+            self._finishing = True
+            self.end_code, self.end_reason = code, reason
+            log.debug("session with %s ends: %s (%s)", short_peer_id(self.peer), reason, code)
+        self._wake.set()
+        if self._sending is not None:  # the last words cannot overtake half a body
+            self._cancel()
+        elif self._scope is not None:
+            last = trio.current_time() + self._config.goodbye
+            self._scope.deadline = min(self._scope.deadline, last)
+
+    def _cancel(self) -> None:
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def _part(self) -> None:
+        """Give back what was promised, say goodbye if it can still be said, close the stream."""
+        for parcel in (self._sending, self._waiting):
+            if parcel is not None:
+                self._owner.on_sent(self, parcel, self.end_reason or "stopping")
+        self._sending = self._waiting = None
+        if self._receiving is not None and self._keeping:
+            self._owner.on_body_lost(self, self._receiving)
+        with trio.CancelScope(shield=True), trio.move_on_after(self._config.goodbye):
+            if not self._finishing and not self._in_frame and self.session.state is s.State.OPEN:
+                self._end("local", "stopping")
+                try:
+                    await self.stream.send_all(encode(Goodbye("stopping")))
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass  # it is gone already
+            await self.stream.aclose()

@@ -1,0 +1,661 @@
+"""The trio shell around gossip, view, failure detector and sessions: who is connected, and what goes where.
+
+    listener -> Link -> wire -> Gossip -> Exchange -> learner        (in)
+    round or tick -> Gossip -> Exchange -> Link -> wire              (out)
+
+Decisions are made by the state machines, synchronously; this file performs them. Nothing here waits for a
+neighbour: dials, hellos and bodies have deadlines, an update that finds another one waiting is dropped and
+counted. Between two peers one session stays: of two that were dialled at the same time the one dialled by
+the peer with the smaller id; of two that say different boots, or when the older one is silent, the newer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import trio
+
+from gossipml.env import Credentials, Env, Listener, Stream
+from gossipml.errors import LocalError, RemoteError
+from gossipml.ids import MAX_CONTACT_ADDRESSES, Address, Contact, PeerId, short_peer_id
+from gossipml.peer import failure as f
+from gossipml.peer import gossip as g
+from gossipml.peer import session as s
+from gossipml.peer.exchange import Exchange, Snapshot
+from gossipml.peer.learner import Learner, NotReady
+from gossipml.peer.link import Link, LinkConfig, Parcel, Traffic
+from gossipml.peer.wire import BOOT_SIZE, Hello, Message, Ping, Pong, Profile, Update, UpdateAck
+
+log = logging.getLogger("gossipml.peer")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    sessions: int = 64
+    """Open at once: 25 kB each for TLS; with more peers than that the least used session makes room."""
+    wanted: int = 8
+    """Sessions kept open: a random graph of that degree holds together with thousands of peers (Kermarrec,
+    Massoulie, Ganesh 2003 need log n)."""
+    idle: float = 5.0
+    """Seconds without an update after which a session may make room for another peer (guess)."""
+    hellos: int = 64
+    """Accepted streams whose hello is still due; further ones are closed at once."""
+    dials: int = 8
+    """Dials under way at once."""
+    dial_seconds: float = 5.0
+    """For one address, handshake included."""
+    upkeep: float = 1.0
+    """Seconds between looks at whether more sessions are wanted."""
+    link: LinkConfig = field(default_factory=LinkConfig)
+    failure: f.FailureConfig = field(default_factory=f.FailureConfig)
+
+
+@dataclass
+class Stats:
+    """What has happened so far; only ever grows."""
+
+    sessions_opened: int = 0
+    sessions_closed: int = 0
+    dials_failed: int = 0
+    updates_sent: int = 0
+    updates_failed: int = 0
+    updates_dropped: int = 0
+    """Because an earlier one to the same peer was still waiting."""
+    updates_received: int = 0
+    updates_refused: int = 0
+    merges: int = 0
+    merges_refused: int = 0
+    faults: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
+    """Of all sessions, ended ones too."""
+
+
+NeighbourState = Literal["connected", "suspect", "lost", "refused", "quarantined", "known"]
+
+
+@dataclass(frozen=True)
+class NeighbourInfo:
+    """One peer as we see it, for people and for `GET /v1/peers`."""
+
+    peer: PeerId
+    name: str
+    model: str
+    address: Address | None
+    state: NeighbourState
+    reason: str
+    """Why it is refused, lost or in quarantine; its last answer to an update otherwise."""
+    age: float | None
+    """The last that it claimed."""
+    bytes_sent: int
+    bytes_received: int
+    last_seen: float | None
+    """Monotonic seconds."""
+    strikes: int
+
+
+class Mesh:
+    """Our sessions with other peers. Everything but `run` and `gossip_round` returns at once."""
+
+    def __init__(
+        self,
+        env: Env,
+        credentials: Credentials,
+        profile: Profile,
+        listener: Listener,
+        *,
+        gossip: g.Gossip,
+        facts: g.ModelFacts | None = None,
+        config: MeshConfig | None = None,
+    ) -> None:
+        self.config = config or MeshConfig()
+        self.gossip = gossip
+        self.view = gossip.view
+        self.stats = Stats()
+        self.profile = replace(profile, model=facts.model, digest=facts.digest) if facts else profile
+        self.own = credentials.identity.peer_id
+        self._env = env
+        self._clock = env.clock
+        self._credentials = credentials
+        self._listener = listener
+        self._boot = env.secrets(BOOT_SIZE)
+        self._exchange = Exchange(gossip)
+        self._failure = f.FailureDetector(self.config.failure)
+        self._links: dict[PeerId, Link] = {}
+        self._all: dict[int, Link] = {}  # also those still in their hello, by serial number
+        self._serial = 0
+        self._hellos = 0
+        self._facts = facts
+        self._dialling: dict[PeerId, list[Parcel]] = {}  # with what is to be sent once connected
+        self._doors: dict[Address, None] = {}  # addresses being dialled
+        self._notes: dict[PeerId, str] = {}  # for NeighbourInfo.reason
+        self._traffic: dict[PeerId, Traffic] = {}
+        self._nonce = 0
+        self._nursery: trio.Nursery | None = None
+        self._time_changed = trio.Event()
+        self._peers_changed = trio.Event()
+        self._merge_now = trio.Event()
+        self._to_merge: g.Merge | None = None  # gossip has one under way at a time
+
+    # What the daemon calls.
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve, dial, gossip until cancelled; then say goodbye to everybody."""
+        if self._nursery is not None:
+            raise LocalError("the mesh runs already")
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._listener.serve, self._accepted)
+                nursery.start_soon(self._merge_all)
+                nursery.start_soon(self._keep_time)
+                nursery.start_soon(self._keep_up)
+                task_status.started()
+        finally:
+            self._nursery = None
+
+    def learn(self, contacts: Iterable[Contact]) -> None:
+        """Contacts from the DHT, the saved file, the local network."""
+        if self.view.learn(contacts):
+            self._peers_changed.set()
+
+    def bootstrap(self, addresses: Iterable[Address]) -> None:
+        """Addresses to dial without knowing who answers, until somebody does."""
+        self.view.knock(addresses)
+        self._peers_changed.set()
+
+    def contacts(self) -> list[Contact]:
+        """The contacts worth saving, best first."""
+        return self.view.export()
+
+    def announce(self, profile: Profile) -> None:
+        """Say something new about ourselves, to all open sessions too."""
+        self.profile = profile
+        for link in list(self._all.values()):
+            link.announce(profile)
+
+    def attach(self, learner: Learner, facts: g.ModelFacts) -> None:
+        """The model is loaded: from here on updates are sent and merged."""
+        self._facts = facts
+        self._exchange.attach(learner)
+        self._act(self.gossip.handle(g.LearnerReady(facts), self._clock.now()))
+        profile = replace(self.profile, model=facts.model, digest=facts.digest)
+        if profile != self.profile:
+            self.announce(profile)
+
+    def detach(self) -> None:
+        """The learner is gone: updates are refused as "not ready", sessions stay."""
+        self._act(self.gossip.handle(g.LearnerGone(), self._clock.now()))
+        self._exchange.detach()
+        self._to_merge = None
+
+    async def gossip_round(self, samples: int, round: int) -> None:
+        """A local round is done: encode the model and hand it to the receivers' queues. Does not wait for them."""
+        await self._send(self._act(self.gossip.handle(g.RoundFinished(samples, round), self._clock.now())))
+
+    def training_finished(self) -> None:
+        """From here on only average, slower and slower. The next `gossip_round` ends that."""
+        self._act(self.gossip.handle(g.TrainingFinished(), self._clock.now()))
+
+    def links(self) -> list[PeerId]:
+        """The peers with an open session."""
+        return list(self._links)
+
+    def neighbours(self) -> list[NeighbourInfo]:
+        """Everybody we have met or refused, connected ones first."""
+        infos = [self._info(entry.contact) for entry in self.view.entries()]
+        met = [info for info in infos if info.state != "known" or info.last_seen is not None]
+        return sorted(met, key=lambda info: (info.state != "connected", info.name, info.peer))
+
+    def _info(self, contact: Contact) -> NeighbourInfo:
+        peer, now = contact.peer, self._clock.now()
+        link, entry = self._links.get(peer), self.view.get(peer)
+        record = self.gossip.conduct.record(peer, now)
+        traffic = self._traffic.get(peer) or Traffic()
+        reason = self._notes.get(peer, "")
+        state: NeighbourState
+        if record.quarantined_until is not None:
+            state, reason = "quarantined", f"{record.reason}; for {record.quarantined_until - now:.0f} s more"
+        elif entry is not None and entry.refused:
+            state, reason = "refused", entry.refused
+        elif link is not None:
+            state = "suspect" if self._failure.health(peer) is f.Health.SUSPECT else "connected"
+        elif self._failure.health(peer) is f.Health.LOST:
+            state = "lost"
+        else:
+            state = "suspect" if self._failure.health(peer) is f.Health.SUSPECT else "known"
+        address = link.stream.remote if link else next(iter(contact.addresses), None)
+        seen = link.heard_at if link else (entry.last_seen if entry else None)
+        return NeighbourInfo(
+            peer=peer,
+            name=contact.name,
+            model=contact.model,
+            address=address,
+            state=state,
+            reason=reason,
+            age=self.gossip.ages.claim(peer),
+            bytes_sent=traffic.sent,
+            bytes_received=traffic.received,
+            last_seen=seen,
+            strikes=record.strikes,
+        )
+
+    # Sessions: accepting, dialling, ending.
+
+    async def _accepted(self, stream: Stream) -> None:
+        if self._hellos >= self.config.hellos:
+            await stream.aclose()
+            return
+        await self._run_link(stream, dialled=False)
+
+    async def _run_link(self, stream: Stream, *, dialled: bool) -> Link:
+        """The whole life of a session; returns the link when it is over."""
+        peer = stream.peer_id
+        session = s.Session(self.own, peer, self.profile, self._boot, dialled=dialled, now=self._clock.now())
+        traffic = self._traffic_of(peer)
+        link = Link(stream, session, self, self._clock, traffic, self.config.link)
+        self._serial += 1
+        serial = self._serial
+        self._all[serial] = link
+        self._hellos += 1
+        before = replace(traffic)
+        try:
+            await link.run()
+        finally:
+            del self._all[serial]
+            if link.opened_at is None:
+                self._hellos -= 1
+            self.stats.traffic.sent += traffic.sent - before.sent
+            self.stats.traffic.received += traffic.received - before.received
+            self._closed(link)
+        return link
+
+    def _closed(self, link: Link) -> None:
+        peer, now = link.peer, self._clock.now()
+        if link.opened_at is not None:
+            self.stats.sessions_closed += 1
+        if self._links.get(peer) is not link:
+            self._note_refusal(link, now)
+            return
+        del self._links[peer]
+        if link.end_code == "broken":
+            self._notes[peer] = link.end_reason
+            self.view.failed(peer, now)
+            self._watch(f.SessionBroke(peer))
+        else:
+            self.view.left(peer, now)
+            self._note_refusal(link, now)
+            self._watch(f.SessionClosed(peer))
+        self._peers_changed.set()
+
+    def _note_refusal(self, link: Link, now: float) -> None:
+        if link.end_code not in ("digest", "version"):
+            return
+        theirs = link.session.theirs
+        if theirs is not None and link.peer not in self.view:
+            self.view.learn([theirs.contact(link.peer, link.stream.remote.host)])
+        if self.view.get(link.peer) is None or link.peer in self._links:
+            return
+        log.warning("no session with %s at %s: %s", short_peer_id(link.peer), link.stream.remote, link.end_reason)
+        self.view.refused(link.peer, link.end_reason, now)
+
+    def _dial(self, peer: PeerId, parcel: Parcel | None = None) -> None:
+        """Dial a known contact in a task of its own, unless that is under way; then send the parcel."""
+        if peer in self._dialling:
+            if parcel is not None:
+                self._dialling[peer].append(parcel)
+        elif self._nursery is not None:
+            self._dialling[peer] = [] if parcel is None else [parcel]
+            self._nursery.start_soon(self._dial_contact, peer)
+
+    async def _dial_contact(self, peer: PeerId) -> None:
+        entry, parcels = self.view.get(peer), self._dialling[peer]
+        link: Link | None = None
+        try:
+            for address in entry.contact.addresses if entry else ():
+                stream = await self._connect(address, peer)
+                if stream is not None:
+                    link = await self._run_link(stream, dialled=True)
+                    break
+        finally:
+            if self._dialling.get(peer) is parcels:
+                del self._dialling[peer]
+            for parcel in parcels:  # a refused duplicate means that there is a session to send it on
+                self._deliver(peer, parcel, dial=False)
+        now = self._clock.now()
+        if link is None or (link.opened_at is None and link.end_code in ("broken", "timeout", "fault", "full")):
+            self.stats.dials_failed += 1
+            if peer not in self._links:
+                self.view.failed(peer, now)
+                self._watch(f.DialFailed(peer))
+        elif link.end_code in ("quarantined", "self"):
+            self.view.put_off(peer, now + self.view.config.backoff_refused)
+        elif link.end_code == "duplicate":
+            self.view.put_off(peer, now + self.view.config.backoff)
+
+    async def _dial_door(self, address: Address) -> None:
+        try:
+            stream = await self._connect(address, None)
+            self.view.door_failed(address, self._clock.now())  # until its hello has come
+            if stream is None:
+                return
+            if stream.peer_id in self._links or stream.peer_id == self.own:
+                self.view.door_opened(address)
+                await stream.aclose()
+                return
+        finally:
+            self._doors.pop(address, None)
+        await self._run_link(stream, dialled=True)
+
+    async def _connect(self, address: Address, expected: PeerId | None) -> Stream | None:
+        try:
+            with trio.fail_after(self.config.dial_seconds):
+                return await self._env.net.connect(address, expected, self._credentials)
+        except (OSError, RemoteError, trio.TooSlowError) as error:
+            what = str(error) or type(error).__name__
+            log.debug("dialling %s failed: %s", address, what)
+            if expected is not None:
+                self._notes[expected] = f"dialling {address}: {what}"
+            return None
+
+    # What a link asks and tells (`gossipml.peer.link.Owner`).
+
+    def on_introduced(self, link: Link, hello: Hello) -> s.Admit | s.Decline:
+        """Whether the peer that says hello on an accepted stream comes in."""
+        record = self.gossip.conduct.record(link.peer, self._clock.now())
+        if record.quarantined_until is not None:
+            return s.Decline("quarantined", f"in quarantine for {record.reason}")
+        rival = self._links.get(link.peer)
+        if rival is not None and not self._replaces(link, rival):
+            return s.Decline("duplicate", "there is a session already")
+        if rival is None and len(self._links) >= self.config.sessions and not self._make_room():
+            return s.Decline("full", f"{self.config.sessions} sessions are open and in use")
+        return s.Admit()
+
+    def on_opened(self, link: Link, profile: Profile) -> None:
+        self._hellos -= 1
+        peer, now = link.peer, self._clock.now()
+        self.stats.sessions_opened += 1
+        rival = self._links.get(peer)
+        if rival is not None:
+            if link.session.dialled and not self._replaces(link, rival):
+                link.finish("there is a session already", code="duplicate")
+                return
+            del self._links[peer]  # first: its end is then no news
+            rival.finish("replaced by a newer session", code="duplicate")
+        elif len(self._links) >= self.config.sessions and not self._make_room():
+            link.finish("no room", code="full")
+            return
+        self._links[peer] = link
+        self._notes.pop(peer, None)
+        self.view.introduced(self._contact(link, profile), profile.digest, now)
+        if link.session.dialled:
+            self.view.door_opened(link.stream.remote)
+        self._watch(f.SessionOpened(peer))
+        log.info("session with %s %s at %s", profile.name, short_peer_id(peer), link.stream.remote)
+        parcels = self._dialling.pop(peer, [])
+        while parcels:
+            self._deliver(peer, parcels.pop(), dial=False)
+
+    def on_profile(self, link: Link, profile: Profile) -> None:
+        if self._links.get(link.peer) is link:
+            self.view.profiled(self._contact(link, profile), profile.digest)
+
+    def on_message(self, link: Link, message: Message) -> None:
+        match message:
+            case Ping(nonce):
+                link.post(Pong(nonce))
+            case UpdateAck(_, accepted, reason):
+                self._notes[link.peer] = "" if accepted else f"refused our update: {reason}"
+
+    def on_heard(self, link: Link) -> None:
+        if self._links.get(link.peer) is link:
+            self._watch(f.Heard(link.peer))
+
+    def on_offer(self, link: Link, update: Update) -> bool:
+        self.view.learn(update.contacts)
+        verdict, *rest = self.gossip.handle(g.UpdateOffered(link.peer, update), self._clock.now())
+        if isinstance(verdict, g.Refuse):
+            self.stats.updates_refused += 1
+            self.stats.faults += verdict.fault
+            link.post(UpdateAck(update.round, accepted=False, reason=verdict.reason))
+        self._send_soon(self._act(rest))
+        return isinstance(verdict, g.Accept)
+
+    def on_body(self, link: Link, update: Update, body: bytearray) -> None:
+        self.stats.updates_received += 1
+        if self.gossip.expects(link.peer):
+            self._exchange.hold(link.peer, update, body)
+        self._send_soon(self._act(self.gossip.handle(g.UpdateReceived(link.peer), self._clock.now())))
+
+    def on_body_lost(self, link: Link, update: Update) -> None:
+        self._act(self.gossip.handle(g.UpdateLost(link.peer), self._clock.now()))
+
+    def on_sent(self, link: Link, parcel: Parcel, reason: str) -> None:
+        self._send_done(link.peer, reason)
+
+    def on_fault(self, link: Link, reason: str) -> None:
+        self.stats.faults += 1
+        log.warning("%s broke the protocol: %s", short_peer_id(link.peer), reason)
+        self._notes[link.peer] = reason
+        self._act(self.gossip.handle(g.Misbehaved(link.peer, reason), self._clock.now()))
+
+    def body_length(self, update: Update) -> int | None:
+        facts = self._facts  # also while the learner is away: its updates are refused, but are no fault
+        if facts is None or (update.model, update.digest) != (facts.model, facts.digest):
+            return None
+        return facts.body_length(update.encoding)
+
+    # Performing what the state machines ask for.
+
+    def _act(self, actions: list[g.Action]) -> list[g.SendUpdate | g.ReplyUpdate]:
+        """Perform all but the sends, which need our model encoded first; those are returned."""
+        sends: list[g.SendUpdate | g.ReplyUpdate] = []
+        for action in actions:
+            match action:
+                case g.SendUpdate() | g.ReplyUpdate():
+                    sends.append(action)
+                case g.Merge():
+                    self._to_merge = action
+                    self._merge_now.set()
+                case g.Quarantine(peer, until, reason):
+                    seconds = until - self._clock.now()
+                    log.warning("%s is in quarantine for %.0f s: %s", short_peer_id(peer), seconds, reason)
+                    self.view.put_off(peer, until)
+                    link = self._links.get(peer)
+                    if link is not None:
+                        self._drop(link, f"in quarantine: {reason}", code="quarantined")
+                case g.Accept() | g.Refuse():
+                    raise LocalError("only an offer is accepted or refused")
+        self._time_changed.set()
+        return sends
+
+    async def _send(self, sends: list[g.SendUpdate | g.ReplyUpdate]) -> None:
+        """Encode the model and queue it for each receiver; every send comes to its SendDone."""
+        left = list(sends)
+        try:
+            if left:
+                snapshot = await self._exchange.snapshot()
+                while left:
+                    action = left.pop(0)
+                    parcel = self._parcel(snapshot, action)
+                    if parcel is None:
+                        self._send_done(action.to, "the model was unloaded")
+                    else:
+                        self._deliver(action.to, parcel)
+        except NotReady as error:
+            log.debug("nothing sent: %s", error)
+        finally:
+            for action in left:
+                self._send_done(action.to, "not ready")
+
+    def _send_soon(self, sends: list[g.SendUpdate | g.ReplyUpdate]) -> None:
+        if not sends:
+            return
+        if self._nursery is not None:
+            self._nursery.start_soon(self._send, sends)
+        else:
+            for action in sends:
+                self._send_done(action.to, "stopping")
+
+    def _parcel(self, snapshot: Snapshot, action: g.SendUpdate | g.ReplyUpdate) -> Parcel | None:
+        facts = self.gossip.facts
+        if facts is None:
+            return None
+        update = Update(
+            model=facts.model,
+            digest=facts.digest,
+            encoding=self.gossip.config.encoding,
+            parameters=facts.parameters,
+            body_length=len(snapshot.body),
+            age=snapshot.age,
+            round=snapshot.round,
+            reply_wanted=isinstance(action, g.SendUpdate) and action.reply_wanted,
+            reply=isinstance(action, g.ReplyUpdate),
+            contacts=self.view.contacts(self.gossip.config.contacts),
+        )
+        return Parcel(update, snapshot.body)
+
+    def _deliver(self, peer: PeerId, parcel: Parcel, *, dial: bool = True) -> None:
+        """Queue the parcel on the peer's session, dialling for one if need be."""
+        link = self._links.get(peer)
+        theirs = link.session.theirs if link is not None else None
+        if link is None or theirs is None:
+            if dial and self._nursery is not None and peer in self.view:
+                self._dial(peer, parcel)
+            else:
+                self._send_done(peer, self._notes.get(peer) or "cannot be reached")
+        elif (theirs.model, theirs.digest) != (parcel.update.model, parcel.update.digest):
+            self._send_done(peer, "trains another model")
+        elif not link.post_update(parcel):
+            self.stats.updates_dropped += 1
+            self._send_done(peer, "an earlier update still waits", failed=False)
+
+    def _send_done(self, peer: PeerId, reason: str, *, failed: bool = True) -> None:
+        if not reason:
+            self.stats.updates_sent += 1
+        elif failed:
+            self.stats.updates_failed += 1
+        self._act(self.gossip.handle(g.SendDone(peer, not reason, reason), self._clock.now()))
+
+    def _watch(self, event: f.Event) -> None:
+        for action in self._failure.handle(event, self._clock.now()):
+            peer, link = action.peer, self._links.get(action.peer)
+            match action:
+                case f.Probe():
+                    if link is not None:
+                        self._nonce += 1
+                        link.post(Ping(self._nonce))
+                case f.Suspect(_, reason):
+                    log.info("%s is suspect: %s", short_peer_id(peer), reason)
+                case f.Lost(_, reason):
+                    log.info("%s is lost: %s", short_peer_id(peer), reason)
+                    if link is not None:
+                        del self._links[peer]
+                        self._notes[peer] = reason
+                        self.view.failed(peer, self._clock.now())
+                        link.break_off(reason)
+                        self._peers_changed.set()
+                case f.Recovered():
+                    log.info("%s is back", short_peer_id(peer))
+        if isinstance(event, f.SessionOpened):
+            self._time_changed.set()
+
+    # Long-lived tasks.
+
+    async def _merge_all(self) -> None:
+        while True:
+            merge, self._to_merge = self._to_merge, None
+            if merge is None:
+                self._merge_now = trio.Event()
+                await self._merge_now.wait()
+                continue
+            event: g.MergeDone | g.MergeFailed | None = g.MergeFailed(merge.sender)
+            update: Update | None = None
+            try:
+                event, update = await self._exchange.merge(merge.sender, merge.weight)
+            finally:
+                if event is not None:
+                    self._send_soon(self._act(self.gossip.handle(event, self._clock.now())))
+            if isinstance(event, g.MergeDone):
+                self.stats.merges += event.applied
+                self.stats.merges_refused += not event.applied
+                link = self._links.get(merge.sender)
+                if link is not None and update is not None:
+                    link.post(UpdateAck(update.round, event.applied, event.reason))
+
+    async def _keep_time(self) -> None:
+        """Feed the state machines when their deadlines come."""
+        while True:
+            self._time_changed = trio.Event()
+            due = [d for d in (self._failure.next_deadline(), self.gossip.next_deadline()) if d is not None]
+            # Never less than a millisecond: a rounding error of the clock must not become a busy loop.
+            with trio.move_on_after(max(0.001, min(due, default=3600.0 + self._clock.now()) - self._clock.now())):
+                await self._time_changed.wait()
+            self._watch(f.Tick())
+            self._send_soon(self._act(self.gossip.handle(g.Tick(), self._clock.now())))
+
+    async def _keep_up(self) -> None:
+        """Keep the wanted number of sessions."""
+        while True:
+            self._peers_changed = trio.Event()
+            now = self._clock.now()
+            missing = self.config.wanted - len(self._links) - len(self._dialling)
+            free = self.config.dials - len(self._dialling) - len(self._doors)
+            for peer in self.view.to_dial(max(0, min(missing, free)), self.profile.model, now):
+                if peer not in self._links and not self.gossip.conduct.is_quarantined(peer, now):
+                    self._dial(peer)
+            if missing > 0 and self._nursery is not None:
+                for address in self.view.doors(now)[: max(0, self.config.dials - len(self._doors))]:
+                    if address not in self._doors:
+                        self._doors[address] = None
+                        self._nursery.start_soon(self._dial_door, address)
+            with trio.move_on_after(self.config.upkeep * (0.5 + self._env.rng.random())):
+                await self._peers_changed.wait()
+
+    # Small decisions.
+
+    def _replaces(self, link: Link, rival: Link) -> bool:
+        """Whether a new session takes the place of an open one with the same peer; both sides decide alike."""
+        if link.session.their_boot != rival.session.their_boot:
+            return True  # the peer was started anew: the old stream leads nowhere
+        if link.session.dialled == rival.session.dialled:
+            return True  # whoever dialled has lost the old one
+        if self._clock.now() - rival.heard_at > self.config.failure.silence:
+            return True
+        dialler = self.own if link.session.dialled else link.peer
+        return dialler == min(self.own, link.peer)
+
+    def _make_room(self) -> bool:
+        """End the session that was least used, if there is one that is idle."""
+        idle = [link for link in self._links.values() if self._clock.now() - link.used_at > self.config.idle]
+        if not idle:
+            return False
+        self._drop(min(idle, key=lambda link: link.used_at), "making room for other peers", code="full")
+        return True
+
+    def _drop(self, link: Link, reason: str, *, code: str) -> None:
+        """End a session of our own will; from this moment on it does not count."""
+        del self._links[link.peer]
+        self.view.left(link.peer, self._clock.now())
+        self._watch(f.SessionClosed(link.peer))
+        link.finish(reason, code=code)
+        self._peers_changed.set()
+
+    def _contact(self, link: Link, profile: Profile) -> Contact:
+        if not link.session.dialled:
+            return profile.contact(link.peer, link.stream.remote.host)
+        contact = profile.contact(link.peer)  # the address that has just worked comes first
+        addresses = dict.fromkeys((link.stream.remote, *contact.addresses))
+        return contact._replace(addresses=tuple(addresses)[:MAX_CONTACT_ADDRESSES])
+
+    def _traffic_of(self, peer: PeerId) -> Traffic:
+        traffic = self._traffic.pop(peer, None) or Traffic()
+        self._traffic[peer] = traffic  # the latest last; the oldest without a session goes
+        if len(self._traffic) > 2 * self.view.config.capacity:
+            gone = next(p for p in self._traffic if p != peer)
+            del self._traffic[gone]
+            self._notes.pop(gone, None)
+        return traffic
