@@ -1,0 +1,218 @@
+"""The learning of one peer: train a round, gossip, look how good it is, keep it; and again.
+
+The rounds go on until the target accuracy or the number of rounds is reached; then the peer only averages with
+its neighbours, so that stragglers and peers that come back catch up. What is needed to go on after a `kill -9`
+lies in `state/resume`, written as one file so that parameters, age and round always belong together.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import trio
+
+from gossipml.daemon.resume import Resume, load_resume, save_resume
+from gossipml.env import Env
+from gossipml.errors import GossipmlError, RemoteError, UserError
+from gossipml.models.encoding import encoded_size
+from gossipml.models.trainer import Evaluation, Layout, RoundReport, Trainer
+from gossipml.peer.gossip import ModelFacts
+from gossipml.peer.mesh import Mesh
+
+log = logging.getLogger("gossipml.learner")
+
+State = Literal["starting", "training", "averaging", "stopped"]
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How long things take. Rounds are sized in time, so that a slow machine and a fast one train together."""
+
+    max_rounds: int | None = None
+    target_accuracy: float | None = None
+    round_seconds: float = 0.25
+    """Training in a round, when an epoch is not shorter: as long as four int8 sends of a small model (measured)."""
+    least_round: float = 0.1
+    """A round takes at least this long, whatever the data: ten pushes a second are enough for a tiny dataset."""
+    evaluate_seconds: float = 1.0
+    """Between two looks at the accuracy, which cost training time."""
+    save_seconds: float = 5.0
+    """At most this much training is lost with the machine (guess)."""
+    last_save_seconds: float = 20.0
+    """For the save at a clean stop."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the learner has come to; what status, probes and events show."""
+
+    state: State = "starting"
+    round: int = 0
+    samples: int = 0
+    loss: float | None = None
+    seconds: float = 0.0
+    """Spent in training."""
+    evaluation: Evaluation | None = None
+
+
+class Learner:
+    """Runs the rounds of one peer. `on_progress` is told of every step."""
+
+    def __init__(
+        self,
+        env: Env,
+        open_trainer: Callable[[], AbstractAsyncContextManager[Trainer]],
+        config: LearnerConfig,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        self.progress = Progress()
+        self.trainer: Trainer | None = None
+        self._env = env
+        self._open_trainer = open_trainer
+        self._config = config
+        self._on_progress = on_progress
+        self._pace = 0.0  # seconds a step, smoothed; 0 before the first
+        self._saved_at = -math.inf
+        self._evaluated_at = -math.inf
+        self._saved_age = -1.0
+
+    async def run(self, mesh: Mesh, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Train and average until cancelled, then save. Raises what the trainer raises when it dies."""
+        task_status.started()
+        self._tell(state="starting")
+        async with self._open_trainer() as trainer:
+            await self._resume(trainer, mesh)
+            self.trainer = trainer
+            mesh.attach(trainer, model_facts(trainer.layout))
+            try:
+                await self._train(trainer, mesh)
+                await self._average(trainer, mesh)
+            finally:
+                with trio.CancelScope(shield=True):
+                    mesh.detach()
+                    with trio.move_on_after(self._config.last_save_seconds):
+                        await self._save(trainer, mesh)
+                self.trainer = None
+                self._tell(state="stopped")
+
+    async def _train(self, trainer: Trainer, mesh: Mesh) -> None:
+        await self._evaluate(trainer)
+        self._tell(state="training")
+        while not self._finished():
+            begun = self._env.clock.now()
+            report = await trainer.train(self._steps(trainer))
+            self._count(report)
+            await mesh.gossip_round(report.samples, self.progress.round)
+            if self._due(self._evaluated_at, self._config.evaluate_seconds) or self._is_last_round():
+                await self._evaluate(trainer)
+            if self._due(self._saved_at, self._config.save_seconds):
+                await self._save(trainer, mesh)
+            await trio.sleep(max(0.0, begun + self._config.least_round - self._env.clock.now()))
+        log.info(
+            "training is over after %d rounds with %s; averaging with the neighbours goes on",
+            self.progress.round,
+            describe(self.progress.evaluation),
+        )
+
+    async def _average(self, trainer: Trainer, mesh: Mesh) -> None:
+        """Look at and keep what merging makes of the model, until cancelled."""
+        self._tell(state="averaging")
+        mesh.training_finished()
+        merges = -1
+        while True:
+            if merges != mesh.stats.merges:
+                merges = mesh.stats.merges
+                await self._evaluate(trainer)
+                if self._due(self._saved_at, self._config.save_seconds):
+                    await self._save(trainer, mesh)
+            await trio.sleep(self._config.evaluate_seconds)
+
+    def _finished(self) -> bool:
+        config, progress = self._config, self.progress
+        if config.max_rounds is not None and progress.round >= config.max_rounds:
+            return True
+        evaluation = progress.evaluation
+        return config.target_accuracy is not None and (
+            evaluation is not None and evaluation.accuracy >= config.target_accuracy
+        )
+
+    def _is_last_round(self) -> bool:
+        return self._config.max_rounds is not None and self.progress.round >= self._config.max_rounds
+
+    def _steps(self, trainer: Trainer) -> int:
+        """Optimiser steps of the next round: `round_seconds` of them at the pace so far, at most one epoch."""
+        if not self._pace:
+            return 1
+        return max(1, min(trainer.steps_per_epoch, round(self._config.round_seconds / self._pace)))
+
+    def _count(self, report: RoundReport) -> None:
+        pace = report.seconds / report.steps
+        self._pace = pace if not self._pace else 0.7 * self._pace + 0.3 * pace
+        self._tell(
+            round=self.progress.round + 1,
+            samples=self.progress.samples + report.samples,
+            loss=report.loss,
+            seconds=self.progress.seconds + report.seconds,
+        )
+
+    async def _evaluate(self, trainer: Trainer) -> None:
+        evaluation = await trainer.evaluate()
+        self._evaluated_at = self._env.clock.now()
+        self._tell(evaluation=evaluation)
+        log.info("round %d: %s", self.progress.round, describe(evaluation))
+
+    async def _resume(self, trainer: Trainer, mesh: Mesh) -> None:
+        resume = await load_resume(self._env, trainer.layout)
+        if resume is None:
+            return
+        try:
+            await trainer.restore(resume.trainer)
+        except UserError as error:
+            log.warning("state/resume cannot be used (%s); training starts anew", error)
+            return
+        mesh.restore(resume.age, resume.round)
+        self._tell(round=resume.round, samples=resume.samples, seconds=resume.seconds)
+        log.info("going on at round %d, age %.0f", resume.round, resume.age)
+
+    async def _save(self, trainer: Trainer, mesh: Mesh) -> None:
+        """Keep the state; a full or broken disk is said and tried again, and costs nothing else."""
+        self._saved_at = self._env.clock.now()
+        progress = self.progress
+        try:
+            state = await trainer.save()
+            resume = Resume(mesh.age, progress.round, progress.samples, progress.seconds, state)
+            await save_resume(self._env, trainer.layout, resume)
+        except OSError as error:
+            log.error("cannot keep the state of training: %s; free or mend the disk, it is tried again", error)
+        except GossipmlError as error:
+            log.error("cannot keep the state of training: %s", error)
+
+    def _due(self, last: float, interval: float) -> bool:
+        return self._env.clock.now() - last >= interval
+
+    def _tell(self, **changes: object) -> None:
+        self.progress = replace(self.progress, **changes)  # type: ignore[arg-type]  # fields of Progress
+        self._on_progress(self.progress)
+
+
+def model_facts(layout: Layout) -> ModelFacts:
+    """What gossip must know of the model."""
+
+    def body_length(encoding: str) -> int | None:
+        try:
+            return encoded_size(encoding, layout.size)
+        except RemoteError:
+            return None
+
+    return ModelFacts(layout.model, layout.digest, layout.size, body_length)
+
+
+def describe(evaluation: Evaluation | None) -> str:
+    if evaluation is None:
+        return "nothing measured yet"
+    return f"accuracy {100 * evaluation.accuracy:.1f} % ({evaluation.served}), loss {evaluation.loss:.4f}"

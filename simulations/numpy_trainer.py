@@ -1,0 +1,154 @@
+"""A small trainer without torch: softmax regression on generated points, for whole daemons on virtual time.
+
+It keeps to the `Trainer` interface and uses the same encodings and the same clipping as the real one, so that a
+simulated peer differs from a real one in its model alone. Each step is charged virtual seconds. Left out: the
+neighbourhood average; what is served is what is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipml import codec
+from gossipml.env import Env
+from gossipml.errors import RemoteError, UserError
+from gossipml.models.encoding import decode, encode
+from gossipml.models.merging import ClippingBound, clipped_difference, is_finite
+from gossipml.models.trainer import Evaluation, Layout, MergeReport, RoundReport
+
+Vector = NDArray[np.float32]
+BATCH = 16
+RATE = 0.1
+MAX_STATE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Points:
+    """Labelled points: training data of one peer, and the test data that all peers share."""
+
+    inputs: Vector  # (n, features)
+    targets: NDArray[np.int64]  # (n,)
+    test_inputs: Vector  # (t, features)
+    test_targets: NDArray[np.int64]  # (t,)
+    classes: int
+
+
+def make_points(seed: int, peers: int, *, features: int = 8, classes: int = 5, each: int = 200) -> list[Points]:
+    """A part for each peer of one problem: normal clouds around class centres, at most two classes a peer."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    centres = rng.normal(size=(classes, features)) * 1.5
+
+    def draw(labels: NDArray[np.int64]) -> Vector:
+        points = centres[labels] + rng.normal(size=(len(labels), features))
+        return points.astype(np.float32)
+
+    test_targets = np.arange(1000) % classes
+    test_inputs = draw(test_targets)
+    parts = []
+    for peer in range(peers):
+        targets = np.array([peer % classes, (peer + 1) % classes])[rng.integers(0, 2, each)]
+        parts.append(Points(draw(targets), targets, test_inputs, test_targets, classes))
+    return parts
+
+
+class NumpyTrainer:
+    """A `Trainer` on virtual time. `step_seconds` is the charged cost of one optimiser step."""
+
+    def __init__(self, env: Env, points: Points, *, step_seconds: float = 0.01) -> None:
+        features = points.inputs.shape[1]
+        self._env = env
+        self._points = points
+        self._cost = step_seconds
+        self._shape = (features + 1, points.classes)
+        size = (features + 1) * points.classes
+        digest = hashlib.sha256(f"points/{features}/{points.classes}".encode()).hexdigest()
+        self.layout = Layout("points", digest, size)
+        self.steps_per_epoch = -(-len(points.targets) // BATCH)
+        self._x = np.zeros(size, np.float32)
+        self._bound = ClippingBound()
+        self._rng = np.random.Generator(np.random.PCG64(env.rng.getrandbits(64)))
+
+    async def train(self, steps: int) -> RoundReport:
+        loss = 0.0
+        for _ in range(steps):
+            loss = await self._env.compute.run(self._step, cost=self._cost)
+        return RoundReport(steps, steps * BATCH, steps * self._cost, loss)
+
+    async def snapshot(self, encoding: str) -> bytes:
+        return encode(encoding, self._x)
+
+    async def merge(self, update: bytes, encoding: str, weight: float) -> MergeReport:
+        try:
+            incoming = decode(encoding, update, len(self._x))
+        except RemoteError as error:
+            return MergeReport(False, str(error), float("nan"))
+        if not is_finite(incoming):
+            return MergeReport(False, "the values are not finite", float("nan"))
+        bound = self._bound.bound(float(np.linalg.norm(self._x)))
+        difference, distance = clipped_difference(self._x, incoming, np.float32(bound))
+        self._bound.learn(float(distance))
+        self._x += np.float32(weight) * difference
+        return MergeReport(True, "", float(distance))
+
+    async def evaluate(self) -> Evaluation:
+        scores = self._scores(self._points.test_inputs)
+        targets = self._points.test_targets
+        accuracy = float((scores.argmax(1) == targets).mean())
+        return Evaluation(accuracy, self._loss(scores, targets), accuracy, "local")
+
+    async def predict(self, request: bytes) -> bytes:
+        try:
+            points = np.array(json.loads(request), np.float32).reshape(-1, self._shape[0] - 1)
+        except (ValueError, TypeError):
+            raise UserError(f"the input is not a list of {self._shape[0] - 1} numbers") from None
+        return json.dumps({"label": int(self._scores(points).argmax(1)[0])}).encode()
+
+    async def save(self) -> bytes:
+        return codec.pack({"x": self._x.tobytes(), "norms": self._bound.norms})
+
+    async def restore(self, state: bytes) -> None:
+        try:
+            fields = codec.as_map(codec.unpack(state, limit=MAX_STATE))
+            values = codec.get_bytes(fields, "x", size=self._x.nbytes, limit=MAX_STATE)
+            norms = [float(norm) for norm in codec.get_list(fields, "norms", limit=1000) if isinstance(norm, float)]
+        except RemoteError as error:
+            raise UserError(f"the state is not of this model: {error}") from None
+        self._x[:] = np.frombuffer(values, np.float32)
+        self._bound = ClippingBound(norms)
+
+    @property
+    def parameters(self) -> Vector:
+        """A copy of the flat parameters, for the one who watches."""
+        return self._x.copy()
+
+    def _step(self) -> float:
+        batch = self._rng.integers(0, len(self._points.targets), BATCH)
+        inputs, targets = self._points.inputs[batch], self._points.targets[batch]
+        scores = self._scores(inputs)
+        loss = self._loss(scores, targets)
+        gradient = _softmax(scores)  # (BATCH, classes)
+        gradient[np.arange(BATCH), targets] -= 1
+        weights = self._x.reshape(self._shape)  # a view
+        weights[:-1] -= RATE / BATCH * (inputs.T @ gradient)
+        weights[-1] -= RATE / BATCH * gradient.sum(0)
+        return loss
+
+    def _scores(self, inputs: Vector) -> Vector:
+        weights = self._x.reshape(self._shape)
+        scores: Vector = inputs @ weights[:-1] + weights[-1]
+        return scores
+
+    @staticmethod
+    def _loss(scores: Vector, targets: NDArray[np.int64]) -> float:
+        return float(-np.log(_softmax(scores)[np.arange(len(targets)), targets] + 1e-12).mean())
+
+
+def _softmax(scores: Vector) -> Vector:
+    powers = np.exp(scores - scores.max(1, keepdims=True))
+    shares: Vector = powers / powers.sum(1, keepdims=True)
+    return shares
