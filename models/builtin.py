@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gossipml.models.spec import Array, Classifier, Json, TensorSpec
+from gossipml.models.spec import Array, Classifier, Json, Sgd, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -85,10 +85,8 @@ class Xor:
     def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
         return {"accuracy": float(((outputs[:, 0] > 0.5) == (targets > 0)).float().mean())}
 
-    def optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        from torch import optim
-
-        return optim.SGD(parameters, lr=0.5, momentum=0.9)
+    def optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> Sgd:
+        return Sgd(learning_rate=0.5, momentum=0.9)
 
 
 def _perceptron(inputs: int, hidden: int, outputs: int) -> torch.nn.Module:

@@ -182,7 +182,7 @@ def _wanted_outputs(spec: Spec, given: Json) -> tuple[TensorSpec, ...]:
 
 def _write_tensor(output: TensorSpec, answers: list[dict[str, Json]]) -> dict[str, Json]:
     try:
-        values = np.array([answer[output.name] for answer in answers], dtype=DATATYPES[output.datatype])
+        values: Array = np.array([answer[output.name] for answer in answers], dtype=DATATYPES[output.datatype])
         values = values.reshape(len(answers), *output.shape[1:])
     except (KeyError, ValueError, TypeError):
         raise UserError(f"the model's egest gives no {output.name!r} of shape {list(output.shape)}") from None
@@ -200,7 +200,7 @@ def _numbers(values: list[Json], tensor: TensorSpec) -> Array:
             raise UserError(f"the values of {tensor.name!r} must be text")
         return np.array(flat, dtype=np.object_)
     for item in flat:
-        if isinstance(item, bool) and tensor.datatype != "BOOL" or not isinstance(item, int | float | str):
+        if (isinstance(item, bool) and tensor.datatype != "BOOL") or not isinstance(item, int | float | str):
             raise UserError(f"a value of {tensor.name!r} is {_kind(item)}; send numbers")
     try:
         exact = np.array([float(item) for item in flat], dtype=np.float64)  # type: ignore[arg-type]
@@ -208,7 +208,7 @@ def _numbers(values: list[Json], tensor: TensorSpec) -> Array:
         raise UserError(f"a value of {tensor.name!r} is not a number; send finite numbers") from None
     kind = DATATYPES[tensor.datatype]
     with np.errstate(all="ignore"):
-        cast = exact.astype(kind)
+        cast: Array = exact.astype(kind)
         whole = np.issubdtype(kind, np.floating) or bool((cast == exact).all())
     if not np.isfinite(exact).all() or not whole or (np.issubdtype(kind, np.floating) and not np.isfinite(cast).all()):
         raise UserError(f"a value of {tensor.name!r} is not a finite {tensor.datatype}; send finite numbers")

@@ -1,0 +1,121 @@
+"""A torch module whose parameters and floating-point buffers are views into one flat float32 vector.
+
+Averaging, encoding and saving work on the vector; the module sees every change at once, and in-place
+optimisers write into it. Order: parameters first, in the module's own order, then buffers (batch norm's running
+mean and variance, which are averaged like parameters). Integer buffers (batch norm's batch counter) stay in the
+module: they are neither sent nor saved, and no output depends on them under the default momentum.
+
+Not here: parameters of another dtype than float32, and buffers that a module replaces instead of changing in
+place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from gossipml import codec
+from gossipml.errors import UserError
+from gossipml.models.spec import Spec
+from gossipml.models.trainer import Layout
+
+MAX_PARAMETERS = 1 << 29  # 2 GiB of float32; bounds what a slip in a specification allocates in every peer
+
+
+class FlatModule:
+    """A module over a flat vector, and the gradient vector of its parameters."""
+
+    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+        self.module = module.to(device)
+        self._parameters = list(self.module.parameters())
+        self._buffers = [buffer for buffer in self.module.buffers() if buffer.is_floating_point()]
+        self._tensors: list[torch.Tensor] = [*self._parameters, *self._buffers]
+        self.parameter_count = sum(tensor.numel() for tensor in self._parameters)
+        self.size = sum(tensor.numel() for tensor in self._tensors)
+        self.vector = torch.cat([tensor.detach().reshape(-1) for tensor in self._tensors])  # (size,)
+        self.gradient = torch.zeros(self.parameter_count, device=device)
+        offset = 0
+        for parameter in self._parameters:
+            count = parameter.numel()
+            if parameter.requires_grad:
+                parameter.grad = self.gradient[offset : offset + count].view(parameter.shape)
+            offset += count
+        self._point_at(self.vector)
+
+    @contextmanager
+    def holding(self, vector: torch.Tensor) -> Iterator[torch.nn.Module]:
+        """The module with the values of another vector (size,), for evaluation; afterwards with its own."""
+        self._point_at(vector)
+        try:
+            yield self.module
+        finally:
+            self._point_at(self.vector)
+
+    def _point_at(self, vector: torch.Tensor) -> None:
+        offset = 0
+        for tensor in self._tensors:
+            count = tensor.numel()
+            tensor.data = vector[offset : offset + count].view(tensor.shape)
+            offset += count
+
+
+def build_flat(spec: Spec, network_id: bytes, device: torch.device) -> tuple[FlatModule, Layout]:
+    """The model with the initial parameters that every peer of the network derives, and its layout.
+
+    UserError when `build` fails, has no float32 parameters, or gives other parameters on a second call with the
+    same seed (then peers would start apart, and averaging would fail).
+    """
+    layout = layout_of(spec, _build(spec, 0))
+    words = hashlib.sha256(network_id + b"|" + spec.name.encode() + b"|" + layout.digest.encode()).digest()
+    seed = int.from_bytes(words[:8], "big") >> 1  # torch takes 63 bits
+    module, again = _build(spec, seed), _build(spec, seed)
+    for first, second in zip(module.state_dict().values(), again.state_dict().values(), strict=True):
+        if not torch.equal(first, second):
+            raise UserError(
+                f"build() of the model {spec.name!r} gives other parameters each time; draw them from torch's global "
+                "generator alone, without seeding it"
+            )
+    flat = FlatModule(module, device)
+    if not bool(torch.isfinite(flat.vector).all()):
+        raise UserError(f"build() of the model {spec.name!r} gives parameters that are not finite")
+    return flat, layout
+
+
+def layout_of(spec: Spec, module: torch.nn.Module) -> Layout:
+    """Size and digest of the flat vector. UserError when the module has no such vector."""
+    fields: list[object] = [spec.name]
+    size = 0
+    for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
+        for name, tensor in named:
+            if kind == "parameter" and tensor.dtype != torch.float32:
+                raise UserError(f"the parameter {name!r} of {spec.name!r} is {tensor.dtype}; use torch.float32")
+            if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                raise UserError(f"the buffer {name!r} of {spec.name!r} is {tensor.dtype}; use torch.float32")
+            if tensor.dtype == torch.float32:
+                fields.append([kind, name, list(tensor.shape), "float32"])
+                size += tensor.numel()
+    if not 0 < size <= MAX_PARAMETERS:
+        raise UserError(f"the model {spec.name!r} has {size} parameters; there must be 1 to {MAX_PARAMETERS}")
+    return Layout(spec.name, hashlib.sha256(codec.pack(fields)).hexdigest(), size)
+
+
+def _build(spec: Spec, seed: int) -> torch.nn.Module:
+    legacy = np.random.get_state()  # some modules initialise themselves from numpy's global generator
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed & 0xFFFFFFFF)
+        try:
+            module = spec.build()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"build() of the model {spec.name!r} failed: {type(error).__name__}: {error}") from error
+        finally:
+            np.random.set_state(legacy)
+    if not isinstance(module, torch.nn.Module):
+        raise UserError(f"build() of the model {spec.name!r} gave a {type(module).__name__}, not a torch.nn.Module")
+    return module

@@ -1,0 +1,242 @@
+"""Trains one model on one peer's data: local steps, merges of neighbours' parameters, evaluation, prediction.
+
+The training loop reads top to bottom in `step`. Everything here blocks; the worker process calls it between
+two looks at its commands.
+
+Beside the parameters x there is `average`, an exponential average of x taken where each round begins, that is
+after what was received has been merged and before local steps pull x towards the local data again: an estimate
+of what the neighbourhood agrees on. Either is served, whichever does better on local validation data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from gossipml.errors import RemoteError, UserError
+from gossipml.models import predict, state
+from gossipml.models.batches import Samples, ShuffledOrder
+from gossipml.models.data import LocalData
+from gossipml.models.encoding import decode_into, encode_into, encoded_size
+from gossipml.models.flat import build_flat
+from gossipml.models.merging import ClippingBound, check_weight, clipped_difference, norm
+from gossipml.models.optimise import make_optimiser
+from gossipml.models.spec import Array, Spec
+from gossipml.models.trainer import Evaluation, Layout, MergeReport
+
+AVERAGE_DECAY = 0.7  # of a round: the average reaches back some three rounds
+EVALUATION_CHUNK = 256  # samples: 1 to 2 ms for 784-100-10, so that commands never wait long
+
+
+class LocalTrainer:
+    """A model, its optimiser and its data. Not thread-safe."""
+
+    def __init__(
+        self, spec: Spec, data: LocalData, *, network_id: bytes, seed: int, device: torch.device | None = None
+    ) -> None:
+        self._device = device or torch.device("cpu")
+        self._spec = spec
+        self._flat, self.layout = build_flat(spec, network_id, self._device)
+        self._x = self._flat.vector
+        self._average = self._x.clone()
+        self._optimiser = make_optimiser(self._flat, spec)
+        self._train = Samples(spec, data.samples, data.targets, self._device)
+        self._validation = Samples(spec, data.validation_samples, data.validation_targets, self._device)
+        self._test = Samples(spec, data.test_samples, data.test_targets, self._device)
+        self._order = ShuffledOrder(len(self._train), spec.batch, seed)
+        self._incoming = np.empty(self.layout.size, dtype=np.float32)
+        self._clipping = ClippingBound()
+        self._serve_average = True
+        self.steps = 0
+        self._loss = torch.zeros((), device=self._device)
+        self._loss_steps = 0
+        # Draws of the model while it trains (dropout) come from torch's global generator.
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"train {seed}".encode()).digest()[:8], "big") >> 1)
+        self._flat.module.train()
+
+    layout: Layout
+
+    # Training
+
+    def begin_round(self) -> None:
+        """Takes what was merged since the last round into the average."""
+        if self.steps and math.isfinite(float(self._x.sum())):
+            self._average.lerp_(self._x, 1 - AVERAGE_DECAY)
+
+    def step(self) -> None:
+        """One optimiser step on the next batch."""
+        inputs, targets = self._train.at(self._order.next_indices())
+        loss = self._spec.loss(self._flat.module(inputs), targets)
+        self._flat.gradient.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+        self._loss += loss.detach()
+        self._loss_steps += 1
+        self.steps += 1
+
+    def end_round(self) -> float:
+        """The mean loss of the round's steps.
+
+        UserError when training diverged; the parameters are then the average again and the optimiser is new,
+        so that the next round, and what neighbours send, can mend it.
+        """
+        loss = float(self._loss) / max(1, self._loss_steps)
+        self._loss.zero_()
+        self._loss_steps = 0
+        if not math.isfinite(loss) or not math.isfinite(float(self._x.sum())):
+            self._x.copy_(self._average)
+            self._optimiser.reset()
+            raise UserError(
+                f"training of {self._spec.name!r} diverged (its loss is {loss}); the parameters were put back to their "
+                "average. If it happens again, lower the learning rate in the model"
+            )
+        return loss
+
+    @property
+    def batch(self) -> int:
+        """Samples per step."""
+        return self._order.batch
+
+    @property
+    def sample_counts(self) -> dict[str, int]:
+        return {"train": len(self._train), "validation": len(self._validation), "test": len(self._test)}
+
+    # Exchange
+
+    def snapshot_into(self, encoding: str, out: memoryview) -> int:
+        """Writes the encoded parameters; how many bytes."""
+        return encode_into(encoding, self._x.cpu().numpy(), out)
+
+    def snapshot(self, encoding: str) -> bytes:
+        out = bytearray(encoded_size(encoding, self.layout.size))
+        self.snapshot_into(encoding, memoryview(out))
+        return bytes(out)
+
+    def merge(self, update: bytes | memoryview, encoding: str, weight: float) -> MergeReport:
+        """x <- x + weight * clip(m - x), or the reason why not."""
+        check_weight(weight)
+        try:
+            decode_into(encoding, update, self._incoming)
+        except RemoteError as error:
+            return MergeReport(False, str(error), 0.0)
+        m = torch.from_numpy(self._incoming).to(self._device)
+        own_norm = float(norm(self._x))
+        if not math.isfinite(own_norm):
+            return MergeReport(False, "our own parameters are not finite until the round ends", 0.0)
+        difference, length = clipped_difference(self._x, m, self._clipping.bound(own_norm))
+        distance = float(length)
+        self._clipping.learn(distance)
+        self._x.add_(difference, alpha=weight)
+        return MergeReport(True, "", distance)
+
+    # Evaluation and prediction
+
+    def evaluate(self) -> Evaluation:
+        """See `evaluating`; all at once."""
+        steps = self.evaluating()
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                result: Evaluation = done.value
+                return result
+
+    def evaluating(self) -> Generator[None, None, Evaluation]:
+        """Chooses what is served and measures it, yielding between chunks; training may go on meanwhile."""
+        local, average = self._x.clone(), self._average.clone()
+        local_score, _ = yield from self._score(local, self._validation)
+        average_score, _ = yield from self._score(average, self._validation)
+        serve_average = not average_score < local_score  # ties: the average generalises better
+        accuracy, loss = yield from self._score(average if serve_average else local, self._test)
+        self._serve_average = serve_average
+        return Evaluation(
+            accuracy, loss, average_score if serve_average else local_score, "average" if serve_average else "local"
+        )
+
+    def _score(self, vector: torch.Tensor, samples: Samples) -> Generator[None, None, tuple[float, float]]:
+        """Accuracy and mean loss of the parameters in `vector`."""
+        accuracy = loss = 0.0
+        for start in range(0, len(samples), EVALUATION_CHUNK):
+            inputs, targets = samples.between(start, start + EVALUATION_CHUNK)
+            with self._evaluation_mode(vector) as module:
+                outputs = module(inputs)
+                accuracy += self._spec.metrics(outputs, targets)["accuracy"] * len(targets)
+                loss += float(self._spec.loss(outputs, targets)) * len(targets)
+            yield
+        mean_loss = loss / len(samples)
+        return accuracy / len(samples), mean_loss if math.isfinite(mean_loss) else 1e30
+
+    def predict(self, request: bytes) -> bytes:
+        """The answer of the served parameters; see `predict`."""
+        return predict.answer(self._spec, request, self._forward)
+
+    def _forward(self, inputs: Array) -> Array:
+        vector = self._average if self._serve_average else self._x
+        with self._evaluation_mode(vector) as module:
+            outputs = module(torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32)).to(self._device))
+        given: Array = outputs.cpu().numpy()
+        if not np.isfinite(given).all():
+            raise UserError(f"the model {self._spec.name!r} gives no finite answer for this input; send smaller values")
+        return given
+
+    @contextmanager
+    def _evaluation_mode(self, vector: torch.Tensor) -> Iterator[torch.nn.Module]:
+        with torch.inference_mode(), self._flat.holding(vector) as module:
+            module.eval()
+            try:
+                yield module
+            finally:
+                module.train()
+
+    # Going on later
+
+    def save(self) -> bytes:
+        """Everything needed to go on bit for bit, as a safetensors file (see `state`)."""
+        tensors, optimiser = self._optimiser.save()
+        return state.pack(
+            {
+                "parameters": self._x,
+                "average": self._average,
+                "torch_generator": torch.get_rng_state(),
+                **tensors,
+            },
+            state.Progress(
+                digest=self.layout.digest,
+                model=self.layout.model,
+                steps=self.steps,
+                serve_average=self._serve_average,
+                order=self._order.save(),
+                optimiser=optimiser,
+                clipping=self._clipping.norms,
+            ),
+        )
+
+    def restore(self, data: bytes) -> None:
+        """Undo of `save`. UserError when it is damaged or of another model; then nothing is changed."""
+        tensors, progress = state.unpack(data, self.layout)
+        order = ShuffledOrder(len(self._train), self._spec.batch, 0)
+        try:
+            order.restore(progress.order)
+            before = self._optimiser.save()
+            try:
+                self._optimiser.restore(tensors, progress.optimiser)
+            except Exception:
+                self._optimiser.restore(*before)
+                raise
+            torch.set_rng_state(tensors["torch_generator"])
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise UserError(
+                f"the saved state of {self.layout.model!r} does not fit this model or data ({error}); remove the file "
+                "to start from the beginning"
+            ) from None
+        self._order = order
+        self._x.copy_(tensors["parameters"])
+        self._average.copy_(tensors["average"])
+        self._clipping = ClippingBound(progress.clipping)
+        self._serve_average = progress.serve_average
+        self.steps = progress.steps
