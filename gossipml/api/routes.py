@@ -51,21 +51,22 @@ class Endpoint:
         self._predictions = 0
         self._parsing = trio.CapacityLimiter(1)
         self._openapi = strict_json.dump(openapi.document())
-        self._router = Router(
-            [Route(o.path, getattr(self, o.name), methods=[o.method], name=o.name) for o in openapi.OPERATIONS],
-            redirect_slashes=False,
-            default=_unknown_route,
-        )
+        self._routes = [Route(o.path, getattr(self, o.name), methods=[o.method]) for o in openapi.OPERATIONS]
+        self._router = Router(self._routes, redirect_slashes=False, default=_unknown_route)
         self.app = Guard(self._routed, rules)
 
     async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # with it Starlette raises for a wrong method instead of answering in plain text
         try:
             await self._router(scope, receive, send)
-        except HTTPException as error:
-            allowed = (error.headers or {}).get("Allow", "")
+        except HTTPException:
+            methods: set[str] = set()
+            for route in self._routes:
+                if route.methods and route.path_regex.match(scope["path"]):
+                    methods |= route.methods
+            allowed = ", ".join(sorted(methods))
             raise Refusal(
-                error.status_code, f"{scope['method'][:16]} is not understood here, only {allowed}", error.headers
+                405, f"{scope['method'][:16]} is not understood here, only {allowed}", {"allow": allowed}
             ) from None
 
     # Pages, probes, status

@@ -1,0 +1,201 @@
+"""A node whose answers a test chooses, and a driver that calls the application without a socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import trio
+from starlette.types import ASGIApp, Message
+
+from gossipml.api.broadcast import Broadcast
+from gossipml.api.guard import GuardRules
+from gossipml.api.ports import (
+    JSON,
+    Event,
+    Fields,
+    Health,
+    JsonInput,
+    Metric,
+    ModelCard,
+    PredictAnswer,
+    PredictRequest,
+    Tensor,
+    TensorInputs,
+    TensorSpec,
+    UnknownModel,
+)
+from gossipml.api.routes import Endpoint
+from gossipml.errors import UserError
+
+XOR = ModelCard(
+    name="xor",
+    version="v7",
+    platform="gossipml_torch",
+    inputs=(TensorSpec("x", "FP32", (-1, 2)),),
+    outputs=(TensorSpec("y", "FP32", (-1, 1)),),
+    ready=True,
+    labels=("0", "1"),
+)
+DIGITS = ModelCard(
+    name="digits-mlp",
+    version="",
+    platform="gossipml_torch",
+    inputs=(TensorSpec("pixels", "UINT8", (-1, 8, 8)),),
+    outputs=(TensorSpec("class", "INT64", (-1,)),),
+    ready=False,
+    reason="digits-mlp has not finished its first round; try again in a few seconds",
+)
+WELL = Health(True, "all parts run")
+READY = Health(True, "xor answers")
+
+
+@dataclass
+class FakeNode:
+    """Knows xor, and digits-mlp that is not ready."""
+
+    cards: tuple[ModelCard, ...] = (XOR, DIGITS)
+    well: Health = WELL
+    ready: Health = READY
+    asked: list[tuple[str, PredictRequest]] = field(default_factory=list)
+    failure: Exception | None = None
+    """What every prediction raises."""
+    hold: trio.Event | None = None
+    """What every prediction waits for."""
+    peer_rows: list[dict[str, JSON]] = field(default_factory=list)
+    broadcast: Broadcast = field(default_factory=Broadcast)
+
+    def status(self) -> dict[str, JSON]:
+        return {"name": "anna", "round": 3, "loss": float("nan")}
+
+    def peers(self) -> list[dict[str, JSON]]:
+        return self.peer_rows
+
+    def health(self) -> Health:
+        return self.well
+
+    def readiness(self) -> Health:
+        return self.ready
+
+    def models(self) -> Sequence[ModelCard]:
+        return self.cards
+
+    def metrics(self) -> Sequence[Metric]:
+        return (
+            Metric("gossipml_rounds_total", "counter", "Rounds trained.", 3),
+            Metric("gossipml_bytes_total", "counter", "Bytes.", 10, {"way": "in"}),
+            Metric("gossipml_peer_up", "gauge", "Peers.", 1, {"name": 'a"b\n'}),
+            Metric("gossipml_bytes_total", "counter", "Bytes.", 20, {"way": "out"}),
+        )
+
+    async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:
+        self.asked.append((model, request))
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.failure is not None:
+            raise self.failure
+        if request.version not in ("", "v7"):
+            raise UnknownModel(f"there is no version {request.version!r} of xor")
+        match request.payload:
+            case TensorInputs(inputs=(tensor, *_)):
+                rows = zip(tensor.data[::2], tensor.data[1::2], strict=True)
+                data = tuple(float(bool(a) != bool(b)) for a, b in rows)
+                return PredictAnswer("v7", "peer1", outputs=(Tensor("y", "FP32", (len(data), 1), data),))
+            case Fields(values={"a": a, "b": b}) if {a, b} <= {"0", "1"}:
+                return PredictAnswer("v7", "peer1", {"result": int(a != b)})
+            case JsonInput(value=[a, b]):
+                return PredictAnswer("v7", "peer1", {"result": int(a != b)})
+            case payload:
+                raise UserError(f"xor takes a and b, not {payload}")
+
+    @contextmanager
+    def subscribe(self) -> Iterator[AsyncIterator[Event]]:
+        with self.broadcast.subscribe() as events:
+            yield events
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> dict[str, JSON]:
+        value = json.loads(self.body)
+        assert isinstance(value, dict)
+        return value
+
+    @property
+    def error(self) -> str:
+        sentence = self.json()["error"]
+        assert isinstance(sentence, str)
+        return sentence
+
+
+class Client:
+    """Calls an application as a server at 127.0.0.1:8710 would."""
+
+    def __init__(self, app: ASGIApp, server: tuple[str, int] = ("127.0.0.1", 8710)) -> None:
+        self.app = app
+        self.server = server
+
+    async def get(self, target: str, **headers: str) -> Answer:
+        return await self.ask("GET", target, headers)
+
+    async def post(self, target: str, body: bytes | JSON, media: str = "application/json", **headers: str) -> Answer:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await self.ask("POST", target, {"content-type": media, **headers}, [data])
+
+    async def ask(
+        self, method: str, target: str, headers: Mapping[str, str] | None = None, chunks: Sequence[bytes] = ()
+    ) -> Answer:
+        """Headers may be written with _ for -; Host is added when missing, an empty value leaves it out."""
+        given = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
+        if "host" not in given:
+            given["host"] = f"{self.server[0]}:{self.server[1]}"
+        return await self.ask_raw(
+            method, target, [(name.encode(), value.encode("latin-1")) for name, value in given.items() if value], chunks
+        )
+
+    async def ask_raw(
+        self, method: str, target: str, headers: list[tuple[bytes, bytes]], chunks: Sequence[bytes] = ()
+    ) -> Answer:
+        path, _, query = target.partition("?")
+        messages: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+        messages.append({"type": "http.request", "body": b"", "more_body": False})
+        told: list[Message] = []
+
+        async def receive() -> Message:
+            await trio.lowlevel.checkpoint()
+            return messages.pop(0) if messages else await trio.sleep_forever()
+
+        async def send(message: Message) -> None:
+            await trio.lowlevel.checkpoint()
+            told.append(message)
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": headers,
+            "client": ("127.0.0.1", 5555),
+            "server": self.server,
+        }
+        await self.app(scope, receive, send)
+        start, *bodies = told
+        assert start["type"] == "http.response.start", "an answer begins with its head"
+        assert not bodies[-1].get("more_body", False), "an answer has an end"
+        names = {name.decode(): value.decode() for name, value in start["headers"]}
+        return Answer(start["status"], names, b"".join(message["body"] for message in bodies))
+
+
+def client(node: FakeNode, rules: GuardRules | None = None, stopping: Callable[[], trio.Event] = trio.Event) -> Client:
+    return Client(Endpoint(node, rules or GuardRules(), stopping()).app)

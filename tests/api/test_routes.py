@@ -1,0 +1,484 @@
+"""What each route answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+import pytest
+import trio
+from starlette.types import Message
+
+import gossipml
+from gossipml.api import openapi, routes
+from gossipml.api.guard import GuardRules
+from gossipml.api.ports import (
+    JSON,
+    CsvRow,
+    Event,
+    Fields,
+    Health,
+    JsonInput,
+    NotReady,
+    Overloaded,
+    PredictRequest,
+    Tensor,
+    TensorInputs,
+)
+from gossipml.api.routes import Endpoint
+from gossipml.errors import RemoteError, UserError
+
+from .fake_node import DIGITS, FakeNode, client
+
+INFER: dict[str, JSON] = {
+    "id": "7",
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [0, 1, 1, 1]}],
+}
+
+
+# Probes
+
+
+async def test_health_is_200_or_503_with_the_sentence() -> None:
+    node = FakeNode()
+    asker = client(node)
+    for route, v2, key in (("/healthz", "/v2/health/live", "live"), ("/readyz", "/v2/health/ready", "ready")):
+        assert (await asker.get(route)).status == 200
+        assert (await asker.get(v2)).json() == {key: True}
+    node.well = Health(False, "the learner crashed five times in a minute")
+    node.ready = Health(False, "nothing is trained yet")
+    for route, v2, sentence in (
+        ("/healthz", "/v2/health/live", node.well.sentence),
+        ("/readyz", "/v2/health/ready", node.ready.sentence),
+    ):
+        for target in (route, v2):
+            answer = await asker.get(target)
+            assert (answer.status, answer.error) == (503, sentence)
+            assert int(answer.headers["retry-after"]) > 0
+
+
+# /predict
+
+
+async def test_predict_from_a_query_answers_result_model_version_peer() -> None:
+    node = FakeNode()
+    answer = await client(node).get("/predict/xor?a=0&b=1")
+    assert answer.json() == {"result": 1, "model": "xor", "version": "v7", "peer": "peer1"}
+    assert node.asked == [("xor", PredictRequest(Fields({"a": "0", "b": "1"})))]
+
+
+async def test_a_query_is_passed_on_as_text() -> None:
+    node = FakeNode(failure=UserError("no"))
+    await client(node).get("/predict/xor?a=nan&b=%C3%A9+1&c=")
+    assert node.asked[0][1].payload == Fields({"a": "nan", "b": "é 1", "c": ""})
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("a=1&a=2", "'a' is given twice"),
+        ("a", "name=value"),
+        ("a=%ff", "not UTF-8"),
+        ("&".join(["a=1"] * 5000), "4096"),
+    ],
+)
+async def test_a_query_that_is_none_is_refused(query: str, says: str) -> None:
+    answer = await client(FakeNode()).get(f"/predict/xor?{query}")
+    assert answer.status == 400
+    assert says in answer.error
+
+
+async def test_predict_from_json_and_from_a_csv_row() -> None:
+    node = FakeNode()
+    asker = client(node)
+    assert (await asker.post("/predict/xor", [1, 1])).json()["result"] == 0
+    assert (await asker.post("/predict/xor", b"[1, 0]", "Application/JSON; charset=UTF-8")).json()["result"] == 1
+    await asker.post("/predict/xor", b"0,1\r\n", "text/csv")
+    await asker.post("/predict/xor", '"a é",1'.encode(), "text/csv; header=absent")
+    assert [request.payload for _, request in node.asked] == [
+        JsonInput([1, 1]),
+        JsonInput([1, 0]),
+        CsvRow("0,1"),
+        CsvRow('"a é",1'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "media", "status", "says"),
+    [
+        (b"[1, NaN]", "application/json", 400, "NaN"),
+        (b"[1e999, 1]", "application/json", 400, "1e999"),
+        (b'{"a": 1, "a": 2}', "application/json", 400, "twice"),
+        (b"[" * 100_000, "application/json", 400, "nested deeper|over 50000"),
+        (b"[1" + b",1" * 100_000 + b",NaN]", "application/json", 400, "NaN"),  # parsed in a thread
+        (b"", "application/json", 400, "not JSON"),
+        (b'{"c": 3}', "application/json", 400, "xor takes a and b"),
+        (b"a,b\n0,1\n", "text/csv", 400, "2 lines"),
+        (b"\n\n", "text/csv", 400, "0 lines"),
+        (b"\xff,1", "text/csv", 400, "not UTF-8 at byte 0"),
+        (b"1,\x00", "text/csv", 400, "zero byte"),
+        (b"a=1", "application/x-www-form-urlencoded", 415, "Content-Type: application/json` or text/csv"),
+        (b"[0, 1]", "text/plain", 415, "'text/plain' is not understood"),
+        (b"[0, 1]", "", 415, "not understood"),
+        (b"[0, 1]", "application/json; charset=latin-1", 415, "not understood"),
+        (b"[0, 1]", "multipart/form-data; boundary=x", 415, "not understood"),
+    ],
+)
+async def test_a_body_that_is_no_input_is_refused(body: bytes, media: str, status: int, says: str) -> None:
+    answer = await client(FakeNode()).post("/predict/xor", body, media)
+    assert answer.status == status
+    assert re.search(says, answer.error)
+
+
+async def test_input_twice_is_refused() -> None:
+    answer = await client(FakeNode()).post("/predict/xor?a=1", [0, 1])
+    assert (answer.status, "not as both" in answer.error) == (400, True)
+
+
+async def test_a_wide_integer_in_json_never_reaches_the_model() -> None:
+    node = FakeNode()
+    assert (await client(node).post("/predict/xor", b"[0, 1" + b"0" * 400 + b"]")).status == 400
+    assert not node.asked
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/predict/{}",
+        "/v2/models/{}",
+        "/v2/models/{}/ready",
+        "/v2/models/{}/versions/v7",
+        "/v2/models/{}/versions/v7/ready",
+    ],
+)
+async def test_an_unknown_model_is_404_with_the_nearest_names(target: str) -> None:
+    asker = client(FakeNode())
+    for name, hint in (
+        ("xo", "there is no model 'xo' here; did you mean xor?"),
+        ("digit-mlp", "did you mean digits-mlp?"),
+        ("zzz", "there are: digits-mlp, xor"),
+        ("XOR", "'XOR' is not a model's name"),
+        ("..", "'..' is not a model's name"),
+        ("-x", "is not a model's name"),
+        ("a" * 65, "is not a model's name"),
+        ("xor\n", "is not a model's name"),
+        ("x" * 5000, "is not a model's name"),
+    ):
+        answer = await asker.get(target.format(name))
+        assert answer.status == 404
+        assert hint in answer.error
+        assert len(answer.error) < 300
+    assert "none yet" in (await client(FakeNode(cards=())).get("/predict/xor")).error
+
+
+@pytest.mark.parametrize(
+    "target", ["/predict/../v1/status", "/predict/a/b", "/predict/", "/v2/models/xor/", "//healthz"]
+)
+async def test_a_path_that_climbs_or_wanders_leads_nowhere(target: str) -> None:
+    node = FakeNode()
+    answer = await client(node).get(target)
+    assert answer.status == 404
+    assert not node.asked
+
+
+async def test_a_model_that_is_not_ready_is_503_with_the_reason() -> None:
+    node = FakeNode()
+    asker = client(node)
+    for answer in (
+        await asker.get("/predict/digits-mlp?a=1"),
+        await asker.post("/predict/digits-mlp", [1]),
+        await asker.get("/v2/models/digits-mlp/ready"),
+        await asker.post("/v2/models/digits-mlp/infer", INFER),
+    ):
+        assert (answer.status, answer.error, answer.headers["retry-after"]) == (503, DIGITS.reason, "5")
+    assert not node.asked
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "says", "retry"),
+    [
+        (UserError("a must be 0 or 1"), 400, "a must be 0 or 1", None),
+        (NotReady("still training", 3), 503, "still training", "3"),
+        (Overloaded("the queue is full"), 503, "the queue is full", "1"),
+        (RemoteError("gone"), 502, "the peer that was asked failed: gone", "1"),
+    ],
+)
+async def test_what_the_node_says_becomes_a_status(
+    failure: Exception, status: int, says: str, retry: str | None
+) -> None:
+    for answer in (
+        await client(FakeNode(failure=failure)).get("/predict/xor?a=0&b=1"),
+        await client(FakeNode(failure=failure)).post("/v2/models/xor/infer", INFER),
+    ):
+        assert (answer.status, answer.error, answer.headers.get("retry-after")) == (status, says, retry)
+
+
+async def test_a_model_that_does_not_answer_is_504(autojump_clock: trio.abc.Clock) -> None:
+    answer = await client(FakeNode(hold=trio.Event())).get("/predict/xor?a=0&b=1")
+    assert (answer.status, "within 30 s" in answer.error) == (504, True)
+
+
+async def test_predictions_at_once_are_bounded(autojump_clock: trio.abc.Clock) -> None:
+    node = FakeNode(hold=trio.Event())
+    asker = client(node)
+    statuses: list[int] = []
+
+    async def ask() -> None:
+        statuses.append((await asker.post("/predict/xor", [0, 1])).status)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(routes.MAX_PREDICTIONS + 5):
+            nursery.start_soon(ask)
+        await trio.sleep(1)
+        assert statuses == [503] * 5
+        assert (await asker.get("/predict/xor?a=0&b=1")).headers["retry-after"] == "1"
+        assert (await asker.get("/healthz")).status == 200
+        assert node.hold is not None
+        node.hold.set()
+    assert sorted(statuses) == [200] * routes.MAX_PREDICTIONS + [503] * 5
+    assert (await asker.get("/predict/xor?a=0&b=1")).status == 200
+
+
+# Open Inference Protocol
+
+
+async def test_server_and_model_metadata() -> None:
+    asker = client(FakeNode())
+    assert (await asker.get("/v2")).json() == {"name": "gossipml", "version": gossipml.__version__, "extensions": []}
+    expected = {
+        "name": "xor",
+        "versions": ["v7"],
+        "platform": "gossipml_torch",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}],
+        "parameters": {"labels": ["0", "1"]},
+    }
+    assert (await asker.get("/v2/models/xor")).json() == expected
+    assert (await asker.get("/v2/models/xor/versions/v7")).json() == expected
+    assert (await asker.get("/v2/models/xor/ready")).json() == {"name": "xor", "ready": True}
+    assert (await asker.get("/v2/models/xor/versions/v7/ready")).status == 200
+    assert (await asker.get("/v2/models/digits-mlp")).json()["versions"] == []
+
+
+async def test_an_unknown_version_is_404() -> None:
+    asker = client(FakeNode())
+    for target in ("/v2/models/xor/versions/v8", "/v2/models/xor/versions/v8/ready"):
+        assert (await asker.get(target)).error == "there is no version 'v8' of xor here; it has v7"
+    assert "it has none yet" in (await asker.get("/v2/models/digits-mlp/versions/v8")).error
+    assert "not a version's name" in (await asker.get("/v2/models/xor/versions/a b")).error
+    assert (await asker.post("/v2/models/xor/versions/v8/infer", INFER)).status == 404
+    assert (await asker.post("/v2/models/xor/versions/../infer", INFER)).status == 404
+
+
+@pytest.mark.parametrize("target", ["/v2/models/xor/infer", "/v2/models/xor/versions/v7/infer"])
+async def test_infer_answers_tensors_and_echoes_the_id(target: str) -> None:
+    node = FakeNode()
+    answer = await client(node).post(target, INFER)
+    assert answer.json() == {
+        "model_name": "xor",
+        "model_version": "v7",
+        "id": "7",
+        "parameters": {"peer": "peer1"},
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [2, 1], "data": [1.0, 0.0]}],
+    }
+    payload = TensorInputs((Tensor("x", "FP32", (2, 2), (0.0, 1.0, 1.0, 1.0)),), ())
+    assert node.asked == [("xor", PredictRequest(payload, "v7" if "versions" in target else ""))]
+
+
+async def test_infer_refuses_in_the_protocols_error_form() -> None:
+    node = FakeNode()
+    asker = client(node)
+    for body, media, status in (
+        (b"[1, 2", "application/json", 400),
+        (b'{"inputs": [{"name": "x"}]}', "application/json", 400),
+        (b"\x00\x01", "application/octet-stream", 415),
+    ):
+        answer = await asker.post("/v2/models/xor/infer", body, media)
+        assert answer.status == status
+        assert answer.json().keys() == {"error"}
+    assert not node.asked
+
+
+async def test_the_repository_index_lists_models_and_states() -> None:
+    asker = client(FakeNode())
+    xor = {"name": "xor", "version": "v7", "state": "READY", "reason": ""}
+    digits = {"name": "digits-mlp", "version": "", "state": "UNAVAILABLE", "reason": DIGITS.reason}
+    assert json.loads((await asker.ask("POST", "/v2/repository/index")).body) == [xor, digits]
+    assert json.loads((await asker.post("/v2/repository/index", {})).body) == [xor, digits]
+    assert json.loads((await asker.post("/v2/repository/index", {"ready": True})).body) == [xor]
+    assert (await asker.post("/v2/repository/index", {"ready": 1})).status == 400
+    assert (await asker.post("/v2/repository/index", [])).status == 400
+    assert (await asker.post("/v2/repository/index", b"{}", "text/plain")).status == 415
+
+
+# Status, pages, metrics, documents
+
+
+async def test_status_peers_and_models_are_json() -> None:
+    asker = client(FakeNode(peer_rows=[{"name": "bert", "alive": True}]))
+    assert (await asker.get("/v1/status")).json() == {"name": "anna", "round": 3, "loss": None}
+    assert (await asker.get("/v1/peers")).json() == {"peers": [{"name": "bert", "alive": True}]}
+    models = (await asker.get("/v1/models")).json()["models"]
+    assert isinstance(models, list)
+    assert [(m["name"], m["ready"], m["version"], m["labels"]) for m in models] == [
+        ("xor", True, "v7", ["0", "1"]),
+        ("digits-mlp", False, "", []),
+    ]
+
+
+async def test_the_pages_escape_what_other_peers_chose() -> None:
+    rows: list[dict[str, JSON]] = [{"name": "<script>alert(1)</script>", "tags": ["a&b", {"c": 1.23456}], "gone": None}]
+    answer = await client(FakeNode(peer_rows=rows)).get("/")
+    text = answer.body.decode()
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert "a&amp;b, c 1.235" in text
+    assert "all parts run" in text
+    assert DIGITS.reason in text
+    assert "http://" not in text and "https://" not in text  # nothing from elsewhere
+    docs = (await client(FakeNode()).get("/docs")).body.decode()
+    assert all(operation.path in docs for operation in openapi.OPERATIONS)
+
+
+async def test_metrics_are_in_the_text_format() -> None:
+    asker = client(FakeNode())
+    await asker.get("/nothing")
+    answer = await asker.get("/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert answer.body.decode() == (
+        "# HELP gossipml_rounds_total Rounds trained.\n"
+        "# TYPE gossipml_rounds_total counter\n"
+        "gossipml_rounds_total 3\n"
+        "# HELP gossipml_bytes_total Bytes.\n"
+        "# TYPE gossipml_bytes_total counter\n"
+        'gossipml_bytes_total{way="in"} 10\n'
+        'gossipml_bytes_total{way="out"} 20\n'
+        "# HELP gossipml_peer_up Peers.\n"
+        "# TYPE gossipml_peer_up gauge\n"
+        'gossipml_peer_up{name="a\\"b\\n"} 1\n'
+        "# HELP gossipml_http_responses_total HTTP answers by status.\n"
+        "# TYPE gossipml_http_responses_total counter\n"
+        'gossipml_http_responses_total{code="404"} 1\n'
+    )
+
+
+async def test_the_openapi_document_describes_every_operation_with_existing_schemas() -> None:
+    answer = await client(FakeNode()).get("/openapi.json")
+    document = answer.json()
+    assert document["openapi"] == "3.1.0"
+    paths, components = document["paths"], document["components"]
+    assert isinstance(paths, dict) and isinstance(components, dict)
+    described = {(method.upper(), path) for path, item in paths.items() if isinstance(item, dict) for method in item}
+    assert described == {(operation.method, operation.path) for operation in openapi.OPERATIONS}
+    schemas = components["schemas"]
+    assert isinstance(schemas, dict)
+    for reference in answer.body.decode().split('"$ref":"')[1:]:
+        assert reference.split('"')[0].removeprefix("#/components/schemas/") in schemas
+
+
+async def test_a_wrong_method_is_405_with_allow() -> None:
+    asker = client(FakeNode())
+    for method, path, allowed in (
+        ("POST", "/healthz", {"GET", "HEAD"}),
+        ("DELETE", "/v2/models/xor/infer", {"POST"}),
+        ("GET", "/v2/repository/index", {"POST"}),
+    ):
+        answer = await asker.ask(method, path)
+        assert answer.status == 405
+        assert set(answer.headers["allow"].replace(" ", "").split(",")) == allowed
+        assert method in answer.error
+
+
+async def test_predict_allows_both_of_its_methods() -> None:
+    answer = await client(FakeNode()).ask("DELETE", "/predict/xor")
+    assert answer.status == 405
+    assert set(answer.headers["allow"].replace(" ", "").split(",")) == {"GET", "HEAD", "POST"}
+
+
+async def test_an_unknown_route_is_404_and_says_where_to_look() -> None:
+    answer = await client(FakeNode()).get("/nothing")
+    assert answer.error == "there is nothing at '/nothing'; GET /openapi.json lists what there is"
+
+
+# Events
+
+
+class Stream:
+    """One `/v1/events` request that stays open."""
+
+    def __init__(self, node: FakeNode) -> None:
+        self.stopping = trio.Event()
+        self.app = Endpoint(node, GuardRules(), self.stopping).app
+        self.left = trio.Event()
+        self.told: list[bytes] = []
+        self.head: Mapping[str, object] = {}
+
+    async def run(self, method: str = "GET") -> None:
+        scope = {
+            "type": "http", "method": method, "path": "/v1/events", "raw_path": b"/v1/events", "query_string": b"",
+            "root_path": "", "scheme": "http", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 5),
+            "server": ("127.0.0.1", 8710), "http_version": "1.1",
+        }  # fmt: skip
+        first: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receive() -> Message:
+            if first:
+                return first.pop()
+            await self.left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            await trio.lowlevel.checkpoint()
+            if message["type"] == "http.response.start":
+                self.head = message
+            else:
+                self.told.append(message["body"])
+
+        await self.app(scope, receive, send)
+
+
+async def test_events_begin_with_the_status_and_follow_what_happens(autojump_clock: trio.abc.Clock) -> None:
+    node = FakeNode()
+    stream = Stream(node)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.run)
+        await trio.sleep(1)
+        assert stream.head["status"] == 200
+        assert stream.told == [b'retry: 2000\n\nevent: status\ndata: {"name":"anna","round":3,"loss":null}\n\n']
+        node.broadcast.publish(Event("round", {"text": "two\nlines"}))
+        await trio.sleep(1)
+        assert stream.told[1:] == [b'event: round\ndata: {"text":"two\\nlines"}\n\n']
+        await trio.sleep(20)
+        assert stream.told[2:] == [b": still here\n\n"]
+        stream.left.set()
+    assert stream.told[-1] == b""
+
+
+async def test_events_end_when_the_endpoint_stops_and_free_their_place(autojump_clock: trio.abc.Clock) -> None:
+    node = FakeNode()
+    for _ in range(40):  # more than may watch at once
+        stream = Stream(node)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.run)
+            await trio.sleep(1)
+            stream.stopping.set()
+        assert stream.head["status"] == 200
+
+
+async def test_too_many_watchers_are_503(autojump_clock: trio.abc.Clock) -> None:
+    node = FakeNode()
+    streams = [Stream(node) for _ in range(17)]
+    async with trio.open_nursery() as nursery:
+        for stream in streams:
+            nursery.start_soon(stream.run)
+            await trio.sleep(0.1)
+        assert [stream.head["status"] for stream in streams] == [200] * 16 + [503]
+        nursery.cancel_scope.cancel()
+
+
+async def test_head_of_the_events_ends_at_once() -> None:
+    stream = Stream(FakeNode())
+    await stream.run("HEAD")
+    assert (stream.head["status"], stream.told) == (200, [b""])
