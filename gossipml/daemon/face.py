@@ -1,0 +1,273 @@
+"""The peer as its HTTP endpoint shows it: status, peers, probes, predictions, metrics, events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from gossipml import __version__
+from gossipml.api.broadcast import Broadcast
+from gossipml.api.ports import (
+    JSON,
+    CsvRow,
+    Event,
+    Fields,
+    Health,
+    JsonInput,
+    Metric,
+    ModelCard,
+    NotReady,
+    Overloaded,
+    PredictAnswer,
+    PredictRequest,
+    Tensor,
+    TensorInputs,
+    TensorSpec,
+    UnknownModel,
+)
+from gossipml.config import PeerConfig
+from gossipml.daemon.learner import Progress
+from gossipml.daemon.node import Node
+from gossipml.errors import UserError
+from gossipml.ids import format_peer_id
+from gossipml.models.trainer import Trainer
+
+MAX_WAITING = 256  # predictions under way; each waits for the worker at most a batch
+VERSION_DIGITS = 12  # of the digest, in the name of a version
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What the worker says of its model beside the layout."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    labels: tuple[str, ...]
+
+
+class Face:
+    """Implements `gossipml.api.ports.Node` for a running `Node`."""
+
+    def __init__(self, node: Node, config: PeerConfig, signature: Callable[[Trainer], Signature]) -> None:
+        self.node = node
+        self.config = config
+        self.api = config.api
+        """Where the endpoint listens, once it does."""
+        self.events = Broadcast()
+        self._signature = signature
+        self._begun = node.env.clock.now()
+        self._waiting = 0
+
+    # What happened
+
+    def on_progress(self, progress: Progress) -> None:
+        """To be told of each step of the learner."""
+        data: dict[str, JSON] = {"state": progress.state, "round": progress.round, "loss": progress.loss}
+        if progress.evaluation is not None:
+            data["accuracy"] = progress.evaluation.accuracy
+        self.events.publish(Event("round", data))
+
+    def subscribe(self) -> AbstractContextManager[AsyncIterator[Event]]:
+        return self.events.subscribe()
+
+    # Status
+
+    def status(self) -> dict[str, JSON]:
+        node, config, progress = self.node, self.config, self.node.learner.progress
+        evaluation, layout = progress.evaluation, self._layout_name()
+        traffic = node.mesh.stats.traffic
+        return {
+            "name": node.config.name,
+            "peer": format_peer_id(node.credentials.identity.peer_id),
+            "network": node.credentials.keys.network_id.hex(),
+            "gossipml": __version__,
+            "state": progress.state,
+            "sentence": self.readiness().sentence,
+            "model": layout,
+            "version": self._version(),
+            "data": config.data,
+            "split": config.split,
+            "part": f"{config.part[0]}/{config.part[1]}",
+            "round": progress.round,
+            "age": node.gossip.age,
+            "samples": progress.samples,
+            "training_seconds": progress.seconds,
+            "loss": progress.loss,
+            "accuracy": evaluation.accuracy if evaluation else None,
+            "validation_accuracy": evaluation.validation_accuracy if evaluation else None,
+            "served": evaluation.served if evaluation else None,
+            "neighbours": len(node.mesh.links()),
+            "members": len(node.view),
+            "bytes_sent": traffic.sent,
+            "bytes_received": traffic.received,
+            "addresses": [str(address) for address in node.addresses],
+            "api": str(self.api),
+            "uptime": node.env.clock.now() - self._begun,
+            "problems": list(node.supervisor.problems()),
+        }
+
+    def peers(self) -> list[dict[str, JSON]]:
+        now = self.node.env.clock.now()
+        return [
+            {
+                "name": info.name,
+                "peer": format_peer_id(info.peer),
+                "state": info.state,
+                "model": info.model,
+                "address": str(info.address) if info.address else "",
+                "age": info.age,
+                "bytes_sent": info.bytes_sent,
+                "bytes_received": info.bytes_received,
+                "last_seen": None if info.last_seen is None else now - info.last_seen,
+                "strikes": info.strikes,
+                "problem": info.reason,
+            }
+            for info in self.node.mesh.neighbours()
+        ]
+
+    # Probes
+
+    def health(self) -> Health:
+        problems = self.node.supervisor.problems()
+        if problems:
+            return Health(False, "; ".join(problems))
+        return Health(True, "all parts of the peer are running")
+
+    def readiness(self) -> Health:
+        progress, part = self.node.learner.progress, self.node.supervisor.parts.get("learner")
+        if part is not None and part.problem and self.node.learner.trainer is None:
+            return Health(False, f"the learner is not running: {part.problem}")
+        if self.node.learner.trainer is None:
+            return Health(False, "the peer is loading its model and data; ask again in a few seconds")
+        if self.node.gossip.age <= 0:
+            return Health(False, "the peer has trained nothing yet and heard of no model; ask again in a few seconds")
+        if progress.state == "averaging":
+            return Health(True, "training is over; averaging with the neighbours goes on")
+        return Health(True, f"training, round {progress.round}")
+
+    # Models and predictions
+
+    def models(self) -> Sequence[ModelCard]:
+        trainer = self.node.learner.trainer
+        if trainer is None:
+            return []
+        signature, ready = self._signature(trainer), self.readiness()
+        return [
+            ModelCard(
+                name=trainer.layout.model,
+                version=self._version() if ready.ok else "",
+                platform="gossipml_torch",
+                inputs=signature.inputs,
+                outputs=signature.outputs,
+                ready=ready.ok,
+                reason="" if ready.ok else ready.sentence,
+                labels=signature.labels,
+            )
+        ]
+
+    async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:
+        trainer, ready = self.node.learner.trainer, self.readiness()
+        if trainer is None or not ready.ok:
+            raise NotReady(ready.sentence)
+        version = self._version()
+        if request.version and request.version != version:
+            raise UnknownModel(f"{model} has no version {request.version!r} here; it serves {version!r}")
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded(f"{self._waiting} predictions are under way, the most that may; ask again in a second")
+        self._waiting += 1
+        try:
+            answer = json.loads(await trainer.predict(_as_json(request)))
+        finally:
+            self._waiting -= 1
+        peer = format_peer_id(self.node.credentials.identity.peer_id)
+        if isinstance(request.payload, TensorInputs):
+            return PredictAnswer(version, peer, outputs=tuple(_tensor(output) for output in answer["outputs"]))
+        return PredictAnswer(version, peer, result=answer)
+
+    def _version(self) -> str:
+        """Names what answers: the layout and how far it has come. Published versions have names of their own."""
+        trainer = self.node.learner.trainer
+        if trainer is None:
+            return ""
+        return f"{trainer.layout.digest[:VERSION_DIGITS]}-{self.node.learner.progress.round}"
+
+    def _layout_name(self) -> str:
+        trainer = self.node.learner.trainer
+        return trainer.layout.model if trainer is not None else self.config.model
+
+    # Metrics
+
+    def metrics(self) -> Sequence[Metric]:
+        node, progress = self.node, self.node.learner.progress
+        stats, dht = node.mesh.stats, node.dht.stats
+        evaluation = progress.evaluation
+
+        def counter(name: str, help: str, value: float) -> Metric:
+            return Metric(f"gossipml_{name}_total", "counter", help, value)
+
+        def gauge(name: str, help: str, value: float) -> Metric:
+            return Metric(f"gossipml_{name}", "gauge", help, value)
+
+        metrics = [
+            counter("rounds", "Rounds of local training.", progress.round),
+            counter("samples", "Samples trained on.", progress.samples),
+            counter("training_seconds", "Time spent in training.", progress.seconds),
+            gauge("age_samples", "Samples behind the model.", node.gossip.age),
+            gauge("neighbours", "Open sessions with other peers.", len(node.mesh.links())),
+            counter("updates_sent", "Model updates sent.", stats.updates_sent),
+            counter("updates_received", "Model updates received whole.", stats.updates_received),
+            counter("updates_refused", "Model updates refused by their header.", stats.updates_refused),
+            counter("merges", "Model updates merged.", stats.merges),
+            counter("merges_refused", "Model updates refused for their values.", stats.merges_refused),
+            counter("gossip_bytes_sent", "Bytes sent to other peers.", stats.traffic.sent),
+            counter("gossip_bytes_received", "Bytes received from other peers.", stats.traffic.received),
+            counter("dht_datagrams_sent", "Datagrams of the DHT sent.", dht.sent),
+            counter("dht_datagrams_received", "Datagrams of the DHT received.", dht.received),
+            gauge("dht_nodes", "Proven nodes in the routing table.", dht.nodes),
+            gauge("dht_records", "Records held for others.", dht.records),
+        ]
+        if evaluation is not None:
+            metrics.append(
+                gauge("test_accuracy", "Accuracy of the served model on the test data.", evaluation.accuracy)
+            )
+        if progress.loss is not None:
+            metrics.append(gauge("training_loss", "Mean loss of the last round.", progress.loss))
+        return metrics
+
+
+def _as_json(request: PredictRequest) -> bytes:
+    """The request in the forms of `gossipml.models.predict`."""
+    value: object
+    match request.payload:
+        case Fields(values):
+            value = values
+        case JsonInput(value):
+            pass
+        case CsvRow(text):
+            value = _csv_values(text)
+        case TensorInputs(inputs, outputs):
+            value = {
+                "inputs": [
+                    {"name": t.name, "datatype": t.datatype, "shape": list(t.shape), "data": list(t.data)}
+                    for t in inputs
+                ]
+            }
+            if outputs:
+                value["outputs"] = [{"name": name} for name in outputs]
+    return json.dumps(value).encode()
+
+
+def _csv_values(text: str) -> list[float]:
+    try:
+        return [float(cell) for cell in text.split(",")]
+    except ValueError:
+        raise UserError(f"the CSV row {text[:60]!r} is not numbers with commas between them") from None
+
+
+def _tensor(output: dict[str, object]) -> Tensor:
+    """An output as the worker gives it; our own words, so no checks."""
+    shape, data = output["shape"], output["data"]
+    assert isinstance(shape, list) and isinstance(data, list)
+    return Tensor(str(output["name"]), str(output["datatype"]), tuple(shape), tuple(data))

@@ -1,0 +1,122 @@
+"""A peer as a process: the home, the log, the worker and the HTTP endpoint around the `Node`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+
+import trio
+
+from gossipml.api.server import ApiConfig, serve
+from gossipml.config import PeerConfig, write_config
+from gossipml.daemon.face import Face, Signature
+from gossipml.daemon.home import Home, RunInfo, join
+from gossipml.daemon.learner import LearnerConfig
+from gossipml.daemon.logs import start_logging
+from gossipml.daemon.node import Node, NodeConfig
+from gossipml.daemon.worker import WorkerTrainer, open_worker
+from gossipml.env import Credentials, Env, files
+from gossipml.env.real import real_env
+from gossipml.errors import UserError
+from gossipml.ids import format_peer_id, short_peer_id
+from gossipml.keys import NetworkKeys
+from gossipml.models.data import check_source
+from gossipml.models.partition import parse_rule
+from gossipml.models.registry import check_model_name
+from gossipml.models.trainer import Trainer
+from gossipml.token import JoinToken
+
+log = logging.getLogger("gossipml")
+
+FIRST_TOKEN_SECONDS = 30 * 86400.0  # the token that a first start makes lets others in for so long
+
+
+def run_peer(home: Home, config: PeerConfig, offered: JoinToken | None, *, verbose: bool) -> None:
+    """Run a peer on `home` until SIGTERM, SIGINT or SIGHUP. UserError when it cannot start."""
+    check_options(config)
+    with home.lock():
+        env = real_env(home.path)
+        new = home.token() is None and offered is None
+        token = join(home, offered, wall=env.clock.wall(), secrets=env.secrets, seconds=FIRST_TOKEN_SECONDS)
+        credentials = Credentials(home.identity(env.secrets), NetworkKeys.from_token(token))
+        if not config.name:
+            config = replace(config, name=platform.node()[:64] or short_peer_id(credentials.identity.peer_id))
+        if not home.config_file.exists():
+            files.write_atomic(home.config_file, write_config(config).encode())
+        start_logging(home.log_file, verbose=verbose)
+        trio.run(_run, home, env, credentials, token, config, new)
+
+
+def check_options(config: PeerConfig) -> None:
+    """UserError for a model, data source or split that cannot be had, before anything is started."""
+    check_model_name(config.model)
+    if config.data:
+        check_source(config.data)
+    parse_rule(config.split)
+
+
+async def _run(home: Home, env: Env, credentials: Credentials, token: JoinToken, config: PeerConfig, new: bool) -> None:
+    def open_trainer() -> AbstractAsyncContextManager[Trainer]:
+        return open_worker(config, credentials.keys.network_id)
+
+    node = Node(
+        env,
+        credentials,
+        NodeConfig(
+            name=config.name,
+            listen=config.listen,
+            first_contacts=token.addresses,
+            learner=LearnerConfig(max_rounds=config.max_rounds, target_accuracy=config.target_accuracy),
+        ),
+        open_trainer,
+        on_progress=lambda progress: face.on_progress(progress),
+    )
+    face = Face(node, config, _signature)
+    api = ApiConfig(listen=config.api)
+
+    async def endpoint(*, task_status: trio.TaskStatus[object]) -> None:
+        await serve(face, api, task_status=task_status)
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        try:
+            async with node.running(), node.supervisor.running("api", endpoint) as bound:
+                face.api = bound
+                if new or not token.addresses:
+                    home.keep_token(token.with_addresses(node.addresses))
+                info = RunInfo(
+                    pid=os.getpid(),
+                    name=config.name,
+                    peer=format_peer_id(credentials.identity.peer_id),
+                    addresses=[str(address) for address in node.addresses],
+                    api=str(bound),
+                    started=env.clock.wall(),
+                )
+                home.write_run_info(info)
+                _greet(home, info, new)
+                async for number in signals:
+                    log.info("stopping on %s", signal.Signals(number).name)
+                    break
+        except* UserError as group:
+            raise _first(group) from None
+
+
+def _greet(home: Home, info: RunInfo, new: bool) -> None:
+    log.info("peer %s (%s) listens on %s", info.name, info.peer[:8], ", ".join(info.addresses))
+    log.info("predictions and status: http://%s", info.api)
+    if new:
+        log.info("made a new network; its token lies in %s: copy it to each machine, then there:", home.token_file)
+        log.info("  gossipml peer start --join %s", home.token_file.name)
+
+
+def _signature(trainer: Trainer) -> Signature:
+    assert isinstance(trainer, WorkerTrainer)
+    return Signature(trainer.info.inputs, trainer.info.outputs, trainer.info.labels)
+
+
+def _first(group: BaseExceptionGroup[UserError]) -> UserError:
+    inner = group.exceptions[0]
+    return inner if isinstance(inner, UserError) else _first(inner)

@@ -1,0 +1,142 @@
+"""Whole peers of the daemon in one process, on the virtual network and clock: where protocol faults are hunted.
+
+Every peer is a `gossipml.daemon.node.Node`, the object that a real process runs; only `Env` and the trainer are
+of the simulation. Faults come from the `World`: loss, delay, partition, crash, power loss.
+
+    async def scenario(world: World) -> None:
+        async with Cluster.of(world, peers=20) as cluster:
+            await trio.sleep(600)
+            cluster.crash("peer-3")
+            await trio.sleep(60)
+            await cluster.start("peer-3")
+
+    run_simulation(scenario, seed=1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import trio
+
+from gossipml.daemon.learner import LearnerConfig, Progress
+from gossipml.daemon.node import Node, NodeConfig
+from gossipml.env import Credentials
+from gossipml.env.simulated import World
+from gossipml.identity import SEED_SIZE, Identity
+from gossipml.ids import Address
+from gossipml.keys import NetworkKeys
+from gossipml.models.trainer import Trainer
+from gossipml.simulations.numpy_trainer import NumpyTrainer, Points, make_points
+from gossipml.token import COOKIE_SIZE, NETWORK_ID_SIZE, JoinToken
+
+PORT = 8711
+SLOW_ROUNDS = LearnerConfig(round_seconds=5.0, least_round=10.0, evaluate_seconds=60.0, save_seconds=30.0)
+"""Rounds of ten virtual seconds: an hour of a network is then simulated in seconds."""
+
+
+@dataclass
+class Member:
+    """One peer of the cluster, running or not."""
+
+    name: str
+    identity: Identity
+    points: Points
+    node: Node | None = None
+    trainer: NumpyTrainer | None = None
+    scope: trio.CancelScope | None = None
+
+
+@dataclass
+class Cluster:
+    """Peers of one network in a `World`. Use as `async with Cluster.of(world, peers=20) as cluster`."""
+
+    world: World
+    token: JoinToken
+    config: LearnerConfig
+    members: dict[str, Member]
+    nursery: trio.Nursery
+    base: NodeConfig = field(default_factory=lambda: NodeConfig(name="", listen=Address("0.0.0.0", PORT)))
+
+    @classmethod
+    @asynccontextmanager
+    async def of(
+        cls, world: World, *, peers: int, config: LearnerConfig = SLOW_ROUNDS, contacts: int = 2
+    ) -> AsyncIterator[Cluster]:
+        """A running cluster of `peer-0` ...; the token names the first `contacts` of them."""
+        rng = world.rng("cluster")
+        names = [f"peer-{index}" for index in range(peers)]
+        parts = make_points(world.seed, peers)
+        members = {
+            name: Member(name, Identity(rng.randbytes(SEED_SIZE)), points)
+            for name, points in zip(names, parts, strict=True)
+        }
+        first = tuple(Address(world.host(name), PORT) for name in names[:contacts])
+        token = JoinToken(rng.randbytes(NETWORK_ID_SIZE), rng.randbytes(COOKIE_SIZE), 0, first)
+        async with trio.open_nursery() as nursery:
+            cluster = cls(world, token, config, members, nursery)
+            for name in names:
+                await cluster.start(name)
+            yield cluster
+            nursery.cancel_scope.cancel()
+
+    async def start(self, name: str) -> None:
+        """Boot a machine and its peer, for the first time or after a crash."""
+        await self.nursery.start(self._run, self.members[name])
+
+    def crash(self, name: str) -> None:
+        """`kill -9`: what was written is there at the next start, everything else is not."""
+        self.world.crash(name)
+        self._cancel(name)
+
+    def power_off(self, name: str) -> None:
+        """As `crash`, and what was not synced is lost, too."""
+        self.world.power_off(name)
+        self._cancel(name)
+
+    def running(self) -> list[Member]:
+        return [member for member in self.members.values() if member.node is not None]
+
+    def accuracies(self) -> list[float]:
+        """Last measured test accuracy of each running peer, in the order of their names; 0 before the first."""
+        evaluations = [member.node.learner.progress.evaluation for member in self.running() if member.node]
+        return [evaluation.accuracy if evaluation else 0.0 for evaluation in evaluations]
+
+    def spread(self) -> float:
+        """Root mean square distance of the running peers' parameters from their mean, relative to its norm."""
+        parameters = np.stack([member.trainer.parameters for member in self.running() if member.trainer])  # (N, P)
+        mean = parameters.mean(0)
+        distances = np.linalg.norm(parameters - mean, axis=1)
+        return float(np.sqrt((distances**2).mean()) / np.linalg.norm(mean))
+
+    def _cancel(self, name: str) -> None:
+        member = self.members[name]
+        assert member.scope is not None, f"{name} is not running"
+        member.scope.cancel()
+        member.node = member.trainer = member.scope = None
+
+    async def _run(self, member: Member, *, task_status: trio.TaskStatus[None]) -> None:
+        env = self.world.env(member.name)
+        config = replace(self.base, name=member.name, first_contacts=self.token.addresses, learner=self.config)
+        credentials = Credentials(member.identity, NetworkKeys.from_token(self.token))
+
+        @asynccontextmanager
+        async def open_trainer() -> AsyncIterator[Trainer]:
+            trainer = NumpyTrainer(env, member.points)
+            member.trainer = trainer
+            yield trainer
+
+        def on_progress(progress: Progress) -> None:
+            evaluation = progress.evaluation
+            accuracy = round(1e6 * evaluation.accuracy) if evaluation else 0
+            self.world.note(f"progress {progress.state}", member.name, "", progress.round, accuracy)
+
+        with trio.CancelScope() as scope:
+            node = Node(env, credentials, config, open_trainer, on_progress)
+            member.scope, member.node = scope, node
+            async with node.running():
+                task_status.started()
+                await trio.sleep_forever()
