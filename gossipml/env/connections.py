@@ -66,7 +66,8 @@ class TlsListener:
         self._limits = limits
         self._buffer = buffer
         self._pending: dict[trio.CancelScope, str] = {}  # oldest first; the value: where from
-        self._failures = _RareLog(trio.current_time)
+        self._inform = _RareLog(logging.INFO, trio.current_time)
+        self._warn = _RareLog(logging.WARNING, trio.current_time)  # apart, so that garbage cannot drown these
 
     async def serve(self, handler: Handler) -> None:
         async with trio.open_nursery() as nursery:
@@ -76,13 +77,11 @@ class TlsListener:
                 except trio.ClosedResourceError:
                     return
                 except OSError as error:
-                    # ECONNABORTED and its like are about a connection that is gone already.
+                    # ECONNABORTED is about a connection that is gone already; anything else may stay a while.
                     if error.errno in OUT_OF_RESOURCES:
-                        self._failures.warning(
-                            "cannot accept connections: %s; raise the limit (ulimit -n)", error.strerror
-                        )
+                        self._warn("cannot accept connections: %s; raise the limit (ulimit -n)", error.strerror)
                         self._drop_oldest(None)
-                    await trio.sleep(ACCEPT_PAUSE if error.errno in OUT_OF_RESOURCES else 0)
+                    await trio.sleep(0 if error.errno == errno.ECONNABORTED else ACCEPT_PAUSE)
                 else:
                     connection = stdlib_socket.socket(fileno=socket.detach())
                     connection.setblocking(False)
@@ -137,16 +136,16 @@ class TlsListener:
             try:
                 await stream.handshake()
             except ssl.SSLError as error:
-                say = self._failures.warning if is_another_token(error) else self._failures.info
+                say = self._warn if is_another_token(error) else self._inform
                 say("refused a connection from %s: %s", remote, explain(error))
                 return None
             except (OSError, RemoteError) as error:
-                self._failures.info("refused a connection from %s: %s", remote, error)
+                self._inform("refused a connection from %s: %s", remote, error)
                 return None
             finally:
-                del self._pending[scope]
+                self._pending.pop(scope, None)
         if scope.cancelled_caught:
-            self._failures.info("dropped a connection from %s: its handshake did not end in time", remote)
+            self._inform("dropped a connection from %s: its handshake did not end in time", remote)
             return None
         if stream.peer_id == self._own_id:  # we dialled ourselves, or someone runs a copy of this home
             await stream.aclose()
@@ -163,7 +162,8 @@ class TlsListener:
 
     def _drop_oldest(self, origin: str | None) -> None:
         for scope, other in self._pending.items():
-            if (origin is None or other == origin) and not scope.cancel_called:
+            if origin is None or other == origin:
+                del self._pending[scope]
                 scope.cancel()
                 return
 
@@ -231,26 +231,21 @@ def _why_refused(remote: Address, error: ssl.SSLError) -> str:
 class _RareLog:
     """Log lines that strangers cause: a few, then a count, so that nobody can fill the disk with them."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, level: int, now: Callable[[], float]) -> None:
+        self._level = level
         self._now = now
         self._window_ends = -math.inf
         self._lines = 0
-        self._suppressed = 0
+        self._left_out = 0
 
-    def warning(self, message: str, *args: object) -> None:
-        self._log(logging.WARNING, message, args)
-
-    def info(self, message: str, *args: object) -> None:
-        self._log(logging.INFO, message, args)
-
-    def _log(self, level: int, message: str, args: tuple[object, ...]) -> None:
+    def __call__(self, message: str, *args: object) -> None:
         if self._now() >= self._window_ends:
-            if self._suppressed:
-                log.warning("%d more lines about failed connections were left out", self._suppressed)
+            if self._left_out:
+                log.log(self._level, "%d more such lines were left out", self._left_out)
             self._window_ends = self._now() + LOG_WINDOW
-            self._lines = self._suppressed = 0
+            self._lines = self._left_out = 0
         if self._lines >= LOG_BURST:
-            self._suppressed += 1
-            return
-        self._lines += 1
-        log.log(level, message, *args)
+            self._left_out += 1
+        else:
+            self._lines += 1
+            log.log(self._level, message, *args)
