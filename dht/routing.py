@@ -23,7 +23,7 @@ from kademlia.node import Node
 from kademlia.routing import KBucket, RoutingTable
 
 from gossipml.dht.messages import NodeContact
-from gossipml.ids import NODE_ID_SIZE, Address, NodeId
+from gossipml.ids import NODE_ID_SIZE, NodeId
 
 K = 20  # with 8, records were lost when half of the nodes stopped
 SPLIT_EVERY = 5  # section 4.2: buckets outside our own range split to this many bits, for shorter lookups
@@ -59,12 +59,9 @@ class Contact(Node):  # type: ignore[misc]  # the package has no types
 
     def __init__(self, contact: NodeContact, now: float) -> None:
         super().__init__(contact.node, contact.address.host, contact.address.port)
+        self.contact = contact
         self.heard = now
         self.misses = 0
-
-    @property
-    def contact(self) -> NodeContact:
-        return NodeContact(NodeId(self.id), Address(self.ip, self.port))
 
 
 class Bucket(KBucket):  # type: ignore[misc]

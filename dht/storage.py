@@ -81,7 +81,7 @@ class Storage:
         if not self._verifier.is_genuine(record):
             return Outcome.FORGED
         self._put(record)
-        return Outcome.STORED
+        return Outcome.STORED if record.key in self._records else Outcome.FULL
 
     def get(self, key: bytes, wall: float) -> list[Record]:
         """The live records of a key."""
