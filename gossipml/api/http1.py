@@ -51,29 +51,32 @@ class Server:
 
     async def handle(self, stream: trio.SocketStream) -> None:
         """Answer the requests of one connection until it ends. Raises nothing but cancellation."""
+        connection = _Connection(self, stream)
+        all_busy = self.open - len(self._waiting) >= self.limits.connections
+        if self.open >= self.limits.connections:
+            self._make_room()
+        self.open += 1
         try:
-            if self.open >= self.limits.connections and not self._make_room():
-                await _Connection(self, stream).refuse(
-                    503, "all connections are taken; try again", ("retry-after", "1")
-                )
-                return
-            self.open += 1
-            try:
-                await _Connection(self, stream).run()
-            finally:
-                self.open -= 1
+            if all_busy:
+                await connection.refuse(503, "all connections are taken; try again", ("retry-after", "1"))
+                await connection.linger()
+            else:
+                await connection.run()
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass  # the client went away
         except Exception:
             log.exception("an HTTP connection failed")
         finally:
+            self.open -= connection.has_place
             with trio.CancelScope(shield=True):  # a plain socket closes at once
                 await stream.aclose()
 
     def _make_room(self) -> bool:
-        """Whether an idle connection could be closed instead."""
+        """Whether a connection that waits for its client could be cut off; its place is free at once."""
         for connection, scope in self._waiting.items():
             del self._waiting[connection]
+            connection.has_place = False
+            self.open -= 1
             scope.cancel()
             return True
         return False
@@ -83,7 +86,7 @@ class Server:
         while self._make_room():
             pass
 
-    async def wait_for_request(
+    async def wait_for_client(
         self, connection: _Connection, seconds: float, read: Callable[[], Awaitable[None]]
     ) -> bool:
         """Run `read`, cut off after `seconds` or when the place is needed; whether it came to its end."""
@@ -104,17 +107,22 @@ class _Connection:
         self.h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=server.limits.head_bytes)
         self.gone = trio.Event()
         """The client takes nothing more."""
+        self.has_place = True
+        """Whether it counts among the open ones; not after it had to make room."""
 
     async def run(self) -> None:
         try:
-            while not self.server.stopping.is_set() and (request := await self._receive_head()):
+            while not self.server.stopping.is_set():
+                request = await self._receive_head()
+                if request is None:
+                    return
                 await self._answer(request)
                 if self.h11.our_state is not h11.DONE or self.h11.their_state is not h11.DONE:
                     break
                 self.h11.start_next_cycle()
         except h11.RemoteProtocolError as error:
             await self.refuse(error.error_status_hint, f"this is not HTTP/1.1: {error}")
-        await self._linger()
+        await self.linger()
 
     async def read(self) -> None:
         """More bytes from the client into the parser; none is its end."""
@@ -148,11 +156,24 @@ class _Connection:
         ]
         await self.write(h11.Response(status_code=status, headers=head), h11.Data(data=body), h11.EndOfMessage())
 
+    async def linger(self) -> None:
+        """Say that nothing more comes, and throw away what the client still sends, within bounds: closing with
+        bytes unread would reset the connection and take the answer with it (RFC 9112, 9.6)."""
+
+        async def discard() -> None:
+            left = LINGER_BYTES
+            while left > 0 and (data := await self.stream.receive_some(READ_SIZE)):
+                left -= len(data)
+
+        if not self.gone.is_set():
+            await self.stream.send_eof()
+            await self.server.wait_for_client(self, self.limits.linger_seconds, discard)
+
     async def _receive_head(self) -> h11.Request | None:
         """The next request; None when none came."""
         event = self.h11.next_event()
         if event is h11.NEED_DATA:
-            if not self.h11.trailing_data[0] and not await self.server.wait_for_request(
+            if not self.h11.trailing_data[0] and not await self.server.wait_for_client(
                 self, self.limits.idle_seconds, self.read
             ):
                 return None
@@ -162,9 +183,10 @@ class _Connection:
                 while (event := self.h11.next_event()) is h11.NEED_DATA:
                     await self.read()
 
-            if not await self.server.wait_for_request(self, self.limits.head_seconds, read_head):
-                if not self.server.stopping.is_set():
+            if not await self.server.wait_for_client(self, self.limits.head_seconds, read_head):
+                if self.has_place and not self.server.stopping.is_set():
                     await self.refuse(408, "the request did not come in time")
+                    await self.linger()
                 return None
         return event if isinstance(event, h11.Request) else None
 
@@ -205,17 +227,6 @@ class _Connection:
             "client": self.stream.socket.getpeername()[:2],
             "server": self.stream.socket.getsockname()[:2],
         }
-
-    async def _linger(self) -> None:
-        """Say that nothing more comes, and throw away what the client still sends, within bounds: closing with
-        bytes unread would reset the connection and take the answer with it (RFC 9112, 9.6)."""
-        if self.gone.is_set():
-            return
-        with trio.move_on_after(self.limits.linger_seconds):
-            await self.stream.send_eof()
-            left = LINGER_BYTES
-            while left > 0 and (data := await self.stream.receive_some(READ_SIZE)):
-                left -= len(data)
 
 
 class _Exchange:
