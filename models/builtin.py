@@ -44,7 +44,7 @@ class MnistMlp(Classifier):
     input_shape = (784,)
     labels = DIGITS
     batch = 32
-    learning_rate = 0.1
+    learning_rate = 0.05
     momentum = 0.9
 
     def build(self) -> torch.nn.Module:

@@ -23,7 +23,7 @@ from gossipml.errors import UserError
 from gossipml.models.spec import Spec
 from gossipml.models.trainer import Layout
 
-MAX_PARAMETERS = 1 << 29  # 2 GiB of float32; bounds what a slip in a specification allocates in every peer
+MAX_PARAMETERS = 1 << 27  # 512 MiB of float32; bounds what a slip in a specification allocates in every peer
 
 
 class FlatModule:

@@ -29,6 +29,7 @@ class Progress:
     model: str
     steps: int
     serve_average: bool
+    merged: bool
     order: str
     optimiser: str
     clipping: list[float]
@@ -56,6 +57,7 @@ def unpack(data: bytes, layout: Layout) -> tuple[dict[str, torch.Tensor], Progre
             model=str(fields["model"]),
             steps=int(fields["steps"]),
             serve_average=bool(fields["serve_average"]),
+            merged=bool(fields["merged"]),
             order=str(fields["order"]),
             optimiser=str(fields["optimiser"]),
             clipping=[float(length) for length in fields["clipping"][:MAX_NORMS]],

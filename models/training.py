@@ -3,9 +3,12 @@
 The training loop reads top to bottom in `step`. Everything here blocks; the worker process calls it between
 two looks at its commands.
 
-Beside the parameters x there is `average`, an exponential average of x taken where each round begins, that is
-after what was received has been merged and before local steps pull x towards the local data again: an estimate
-of what the neighbourhood agrees on. Either is served, whichever does better on local validation data.
+Beside the parameters x there is `average`, an exponential average of x taken after each merge, before local
+steps pull x towards the local data again: an estimate of what the neighbourhood agrees on. It is served, unless
+x does clearly better on local validation data. Measured (4 peers, mnist-mlp, labels:4, 30 rounds of 50 steps):
+test accuracy of x 0.853, of an average over the ends of rounds lower still, of this average 0.953; choosing the
+better on the local validation share, which knows only local classes, served x half of the time and fell to
+0.887.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from gossipml.models.optimise import make_optimiser
 from gossipml.models.spec import Array, Spec
 from gossipml.models.trainer import Evaluation, Layout, MergeReport
 
-AVERAGE_DECAY = 0.7  # of a round: the average reaches back some three rounds
+MERGE_SHARE = 0.15  # of x in the average at each merge: two rounds of three neighbours; 0.05 to 0.25 are alike
+ALONE_SHARE = 0.3  # the same once a round in which nothing was merged: a peer alone averages its own last rounds
+LOCAL_MARGIN = 0.05  # by which x must beat the average on local validation data, which favours local classes
 EVALUATION_CHUNK = 256  # samples: 1 to 2 ms for 784-100-10, so that commands never wait long
 
 
@@ -52,6 +57,7 @@ class LocalTrainer:
         self._incoming = np.empty(self.layout.size, dtype=np.float32)
         self._clipping = ClippingBound()
         self._serve_average = True
+        self._merged = False
         self.steps = 0
         self._loss = torch.zeros((), device=self._device)
         self._loss_steps = 0
@@ -64,9 +70,10 @@ class LocalTrainer:
     # Training
 
     def begin_round(self) -> None:
-        """Takes what was merged since the last round into the average."""
-        if self.steps and math.isfinite(float(self._x.sum())):
-            self._average.lerp_(self._x, 1 - AVERAGE_DECAY)
+        """Call before the first step of a round."""
+        if self.steps and not self._merged and math.isfinite(float(self._x.sum())):
+            self._average.lerp_(self._x, ALONE_SHARE)
+        self._merged = False
 
     def step(self) -> None:
         """One optimiser step on the next batch."""
@@ -86,8 +93,7 @@ class LocalTrainer:
         so that the next round, and what neighbours send, can mend it.
         """
         loss = float(self._loss) / max(1, self._loss_steps)
-        self._loss.zero_()
-        self._loss_steps = 0
+        self.drop_round()
         if not math.isfinite(loss) or not math.isfinite(float(self._x.sum())):
             self._x.copy_(self._average)
             self._optimiser.reset()
@@ -96,6 +102,11 @@ class LocalTrainer:
                 "average. If it happens again, lower the learning rate in the model"
             )
         return loss
+
+    def drop_round(self) -> None:
+        """Forgets the loss of a round that did not end."""
+        self._loss.zero_()
+        self._loss_steps = 0
 
     @property
     def batch(self) -> int:
@@ -132,6 +143,8 @@ class LocalTrainer:
         distance = float(length)
         self._clipping.learn(distance)
         self._x.add_(difference, alpha=weight)
+        self._average.lerp_(self._x, MERGE_SHARE)
+        self._merged = True
         return MergeReport(True, "", distance)
 
     # Evaluation and prediction
@@ -151,7 +164,7 @@ class LocalTrainer:
         local, average = self._x.clone(), self._average.clone()
         local_score, _ = yield from self._score(local, self._validation)
         average_score, _ = yield from self._score(average, self._validation)
-        serve_average = not average_score < local_score  # ties: the average generalises better
+        serve_average = not local_score > average_score + LOCAL_MARGIN
         accuracy, loss = yield from self._score(average if serve_average else local, self._test)
         self._serve_average = serve_average
         return Evaluation(
@@ -210,6 +223,7 @@ class LocalTrainer:
                 model=self.layout.model,
                 steps=self.steps,
                 serve_average=self._serve_average,
+                merged=self._merged,
                 order=self._order.save(),
                 optimiser=optimiser,
                 clipping=self._clipping.norms,
@@ -239,4 +253,5 @@ class LocalTrainer:
         self._average.copy_(tensors["average"])
         self._clipping = ClippingBound(progress.clipping)
         self._serve_average = progress.serve_average
+        self._merged = progress.merged
         self.steps = progress.steps

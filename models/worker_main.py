@@ -1,0 +1,288 @@
+"""The training process: commands in, answers out, training in between. `python -m gossipml.models.worker_main`.
+
+One thread. While a round of training or an evaluation is under way, it looks for commands between two batches,
+about every millisecond, so that merges, snapshots and predictions happen there. It ends when its standard input
+does. See `worker_wire` for the messages.
+
+Nothing of the user's code can reach the channel: descriptors 0 and 1 are replaced before it runs, so that what
+it prints goes to the log.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gossipml import codec
+from gossipml.errors import GossipmlError, LocalError, UserError
+from gossipml.models.data import LocalData, check_fit, load_data, take_part
+from gossipml.models.encoding import encoded_size
+from gossipml.models.partition import parse_part, parse_rule
+from gossipml.models.registry import load_spec
+from gossipml.models.spec import Spec, TensorSpec
+from gossipml.models.worker_wire import FrameReader, SharedView, pack_frame
+
+if TYPE_CHECKING:
+    import torch
+
+    from gossipml.models.training import LocalTrainer
+
+NICE = 10  # HTTP keeps its latency while two threads train
+POLL_SECONDS = 0.001  # of work between two looks at the commands
+READ = 1 << 16
+MAX_THREADS = 1024
+
+Fields = dict[str, codec.Value]
+Reply = dict[str, object]
+Job = Generator[None, None, Reply]
+
+
+def main() -> None:
+    commands, answers = _claim_channel()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon ends us in order
+    try:
+        os.nice(NICE)
+    except OSError:
+        pass  # a container may forbid it
+    _Worker(commands, answers).run()
+
+
+def _claim_channel() -> tuple[int, int]:
+    """Private copies of standard input and output; in their place nothing to read, and the log."""
+    commands, answers = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return commands, answers
+
+
+@dataclass
+class _Running:
+    request: int
+    job: Job
+
+
+class _Worker:
+    """The loop. `_rounds` and `_looks` are training and evaluations; the first of each is under way."""
+
+    def __init__(self, commands: int, answers: int) -> None:
+        self._commands = commands
+        self._answers = answers
+        self._frames = FrameReader()
+        self._rounds: deque[_Running] = deque()
+        self._looks: deque[_Running] = deque()
+        self._trainer: LocalTrainer | None = None
+
+    def run(self) -> None:
+        due = 0.0
+        while True:
+            busy = bool(self._rounds or self._looks)
+            if not busy or time.perf_counter() >= due:
+                if not self._poll(wait=not busy):
+                    return
+                due = time.perf_counter() + POLL_SECONDS
+            for queue in (self._rounds, self._looks):
+                if queue:
+                    self._advance(queue)
+
+    def _poll(self, *, wait: bool) -> bool:
+        """Does what was commanded; False when the daemon is gone."""
+        while select.select([self._commands], [], [], None if wait else 0)[0]:
+            data = os.read(self._commands, READ)
+            if not data:
+                return False
+            self._frames.feed(data)
+            while (frame := self._frames.next_frame()) is not None:
+                self._obey(*frame)
+                wait = False
+            if len(data) < READ:
+                break
+        return True
+
+    def _advance(self, queue: deque[_Running]) -> None:
+        running = queue[0]
+        try:
+            next(running.job)
+        except StopIteration as done:
+            queue.popleft()
+            self._answer(running.request, done.value)
+        except Exception as error:
+            queue.popleft()
+            self._refuse(running.request, error)
+
+    def _obey(self, fields: Fields, body: bytes) -> None:
+        request = codec.get_int(fields, "id")
+        try:
+            match codec.get_str(fields, "do"):
+                case "configure":
+                    self._answer(request, self._configure(fields))
+                case "train":
+                    steps = codec.get_int(fields, "steps", low=1)
+                    self._rounds.append(_Running(request, _train(self.trainer, steps)))
+                case "cancel":
+                    self._cancel(codec.get_int(fields, "job"))
+                    self._answer(request, {})
+                case "snapshot":
+                    self._answer(request, self._snapshot(codec.get_str(fields, "encoding")))
+                case "merge":
+                    self._answer(request, self._merge(fields))
+                case "evaluate":
+                    self._looks.append(_Running(request, _evaluate(self.trainer)))
+                case "predict":
+                    self._answer(request, {}, self.trainer.predict(body))
+                case "save":
+                    state = self.trainer.save()
+                    self._outbox.for_writing(len(state))[:] = state
+                    self._answer(request, {"size": len(state)})
+                case "restore":
+                    size = codec.get_int(fields, "size")
+                    self.trainer.restore(bytes(self._inbox.for_reading(size)))
+                    self._answer(request, {})
+                case other:
+                    raise LocalError(f"the worker knows no command {other!r}")
+        except Exception as error:
+            self._refuse(request, error)
+
+    @property
+    def trainer(self) -> LocalTrainer:
+        if self._trainer is None:
+            raise LocalError("the worker has not been configured")
+        return self._trainer
+
+    def _configure(self, fields: Fields) -> Reply:
+        if self._trainer is not None:
+            raise LocalError("the worker is configured already")
+        rule, part = parse_rule(codec.get_str(fields, "split")), parse_part(codec.get_str(fields, "part"))
+        seed = codec.get_int(fields, "seed")
+        threads = codec.get_int(fields, "threads", low=1, high=MAX_THREADS)
+        spec = load_spec(codec.get_str(fields, "model", limit=4096))
+        source = codec.get_str(fields, "source", limit=4096) or spec.data
+        if not source:
+            raise UserError(f"the model {spec.name!r} has no data of its own; name it, for example --data mnist:DIR")
+        data = load_data(source)
+        check_fit(spec, data)
+        local = take_part(data, rule, part, seed)
+        del data  # a quarter of MNIST is kept, not all of it, before torch comes
+        self._inbox = SharedView(codec.get_int(fields, "inbox"))
+        self._outbox = SharedView(codec.get_int(fields, "outbox"))
+        network = codec.get_bytes(fields, "network")
+        device = codec.get_str(fields, "device")
+        self._trainer, where = _make_trainer(spec, local, network, seed * 1_000_003 + part.index, threads, device)
+        layout = self._trainer.layout
+        return {
+            "layout": {"model": layout.model, "digest": layout.digest, "size": layout.size},
+            "samples": self._trainer.sample_counts,
+            "batch": self._trainer.batch,
+            "source": source,
+            "inputs": [_describe(tensor) for tensor in spec.inputs],
+            "outputs": [_describe(tensor) for tensor in spec.outputs],
+            "features": list(spec.features),
+            "labels": list(spec.labels),
+            "device": where,
+            "threads": threads,
+        }
+
+    def _cancel(self, job: int) -> None:
+        for running in [running for running in self._rounds if running.request == job]:
+            self._rounds.remove(running)
+            running.job.close()
+            self._refuse(job, UserError("the round was cancelled"))
+
+    def _snapshot(self, encoding: str) -> Reply:
+        size = encoded_size(encoding, self.trainer.layout.size)
+        return {"size": self.trainer.snapshot_into(encoding, self._outbox.for_writing(size))}
+
+    def _merge(self, fields: Fields) -> Reply:
+        update = self._inbox.for_reading(codec.get_int(fields, "size"))
+        report = self.trainer.merge(update, codec.get_str(fields, "encoding"), codec.get_float(fields, "weight"))
+        return {"applied": report.applied, "reason": report.reason, "distance": report.distance}
+
+    def _answer(self, request: int, ok: Reply, body: bytes = b"") -> None:
+        try:
+            frame = pack_frame({"id": request, "ok": ok}, body)
+        except LocalError as error:
+            frame = pack_frame({"id": request, "error": f"the answer is too large: {error}", "fault": "user"})
+        self._send(frame)
+
+    def _refuse(self, request: int, error: Exception) -> None:
+        if not isinstance(error, UserError):
+            traceback.print_exception(error)
+        known = isinstance(error, GossipmlError)
+        text = str(error) if known else f"the model's code failed: {type(error).__name__}: {error}"
+        fault = "local" if known and not isinstance(error, UserError) else "user"
+        self._send(pack_frame({"id": request, "error": text[:4000], "fault": fault}))
+
+    def _send(self, frame: bytes) -> None:
+        view = memoryview(frame)
+        try:
+            while view:
+                view = view[os.write(self._answers, view) :]
+        except BrokenPipeError:
+            sys.exit(0)  # the daemon is gone
+
+
+def _make_trainer(
+    spec: Spec, local: LocalData, network: bytes, seed: int, threads: int, device: str
+) -> tuple[LocalTrainer, str]:
+    import torch
+
+    from gossipml.models.training import LocalTrainer
+
+    torch.set_num_threads(threads)
+    where = _choose_device(device)
+    return LocalTrainer(spec, local, network_id=network, seed=seed, device=where), str(where)
+
+
+def _choose_device(device: str) -> torch.device:
+    import torch
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device {device!r} is none of auto, cpu, cuda")
+    found = device != "cpu" and torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise UserError("there is no CUDA device for this installation of torch; use --device cpu, or auto")
+    return torch.device("cuda" if found else "cpu")
+
+
+def _describe(tensor: TensorSpec) -> list[object]:
+    return [tensor.name, tensor.datatype, list(tensor.shape)]
+
+
+def _train(trainer: LocalTrainer, steps: int) -> Job:
+    seconds = 0.0
+    trainer.begin_round()
+    try:
+        for _ in range(steps):
+            start = time.perf_counter()
+            trainer.step()
+            seconds += time.perf_counter() - start
+            yield
+    except BaseException:  # GeneratorExit too: the round was cancelled
+        trainer.drop_round()
+        raise
+    loss = trainer.end_round()
+    return {"steps": steps, "samples": steps * trainer.batch, "seconds": seconds, "loss": loss}
+
+
+def _evaluate(trainer: LocalTrainer) -> Job:
+    found = yield from trainer.evaluating()
+    return {
+        "accuracy": found.accuracy,
+        "loss": found.loss,
+        "validation": found.validation_accuracy,
+        "served": found.served,
+    }
+
+
+if __name__ == "__main__":
+    main()
