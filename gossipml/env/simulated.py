@@ -124,18 +124,19 @@ class World:
     def crash(self, name: str) -> None:
         """Kill the process (as `kill -9`): its streams break at the other side, the disk keeps what it had.
 
-        The tasks of the peer are the test's to cancel; until then their network and disk are dead.
+        The tasks of the peer are the scenario's to cancel, best at once. Until then what waits for the network
+        waits on, and every new use of network or disk fails or is lost.
         """
         process = self._end(name, "crash")
         for stream in list(process.streams):
-            stream.reset("the other side died")
+            stream.die("the other side died")
 
     def power_off(self, name: str) -> None:
         """Cut the power: its streams fall silent, and the disk loses what was not synced."""
         process = self._end(name, "power-off")
         process.machine.powered = False
         for stream in list(process.streams):
-            stream.vanish()
+            stream.die(None)
         process.machine.disk.power_loss(self.rng(f"{name}/{process.machine.boots}/power"))
 
     def pause(self, name: str) -> None:
@@ -189,10 +190,10 @@ class World:
         machine.held.clear()
         process.alive = False
         self._record(kind, name, "", 0, 0)
-        for socket in list(process.sockets.values()):
-            socket.close()
-        for listener in list(process.listeners.values()):
-            listener.close()
+        # Nothing reaches them any more. Tasks that wait there wait on, as a dead process does not go on to
+        # handle an error.
+        process.sockets.clear()
+        process.listeners.clear()
         return process
 
 

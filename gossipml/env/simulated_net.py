@@ -130,11 +130,13 @@ class Network:
 
     def send_datagram(self, source: Process, data: bytes, local: Address, to: Address) -> None:
         machine = source.machine
+        if not source.alive:
+            return
         if machine.paused:
             machine.held.append(lambda: self.send_datagram(source, data, local, to))
             return
         target = self.machine_at(machine, to)
-        if target is None or not source.alive:
+        if target is None:
             self.record("udp-nowhere", machine.name, to.host, len(data), 0)
             return
         link, rng = self.between(machine, target), self.rng
@@ -211,16 +213,13 @@ class SimulatedDatagrams:
         self._inbox.append((data, sender))
         return True
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         self._closed = True
         if self._process.sockets.get(self.local.port) is self:
             del self._process.sockets[self.local.port]
         if self._receiver is not None:
             task, self._receiver = self._receiver, None
             trio.lowlevel.reschedule(task, outcome.Error(trio.ClosedResourceError()))
-
-    async def aclose(self) -> None:
-        self.close()
         await trio.lowlevel.checkpoint()
 
 
@@ -235,10 +234,12 @@ class SimulatedListener:
         self._send, self._receive = trio.open_memory_channel[SimulatedStream](BACKLOG)
 
     def accept(self, stream: SimulatedStream) -> None:
+        if not self._process.alive:
+            return
         try:
             self._send.send_nowait(stream)
         except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
-            stream.reset()
+            stream.die("the other side reset the stream")
 
     async def serve(self, handler: Handler) -> None:
         async with trio.open_nursery() as nursery:
@@ -261,13 +262,10 @@ class SimulatedListener:
         finally:
             stream.close()
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         if self._process.listeners.get(self.local.port) is self:
             del self._process.listeners[self.local.port]
         self._send.close()
-
-    async def aclose(self) -> None:
-        self.close()
         await trio.lowlevel.checkpoint()
 
 

@@ -71,10 +71,18 @@ class Pipe:
         self._transmit(0, self._arrive_end)
         self.break_writer("the stream is closed")
 
-    def abort(self, reason: str) -> None:
-        """The writer died: the reader gets what was sent, then an error."""
-        self._transmit(0, lambda: self.break_reader(reason))
-        self.break_writer(reason)
+    def reset(self, reason: str, opposite: Pipe) -> None:
+        """The other side gets what was sent, then errors in both directions."""
+
+        def arrive() -> None:
+            self.break_reader(reason)
+            opposite.break_writer(reason)
+
+        self._transmit(0, arrive)
+
+    def abandon_writer(self) -> None:
+        """The writer died: a send that waits does not come back, a new one fails."""
+        self._writer_broken = "this process is dead"
 
     def break_writer(self, reason: str) -> None:
         if self._writer_broken is None:
@@ -120,7 +128,7 @@ class Pipe:
         for _ in range(stalled):
             self._schedule(0)
 
-    def answer_with_reset(self) -> None:
+    def _answer_with_reset(self) -> None:
         """Nobody reads there any more: the writer learns it one way later."""
         target, source = self.target.machine, self.source.machine
         if target.powered:
@@ -137,7 +145,7 @@ class Pipe:
         source, target = self.source.machine, self.target.machine
         if not self.target.alive or not self.reader_open:
             self.network.record("tcp-nobody", source.name, target.name, len(chunk), 0)
-            self.answer_with_reset()
+            self._answer_with_reset()
             return
         self.network.record("tcp", source.name, target.name, len(chunk), zlib.crc32(chunk[:4096]))
         self._chunks.append(memoryview(chunk))
@@ -189,8 +197,13 @@ class Pipe:
             self.reader_open = False
             if self._chunks:
                 self._chunks.clear()
-                self.answer_with_reset()
+                self._answer_with_reset()
             self._wake_reader()
+
+    def abandon_reader(self) -> None:
+        """The reader died: a read that waits does not come back."""
+        self.reader_open = False
+        self._chunks.clear()
 
     def _wake_reader(self) -> None:
         if self._reader is not None:
@@ -229,21 +242,16 @@ class SimulatedStream:
             self._outgoing.end()
             self._incoming.close_reader()
 
-    def reset(self, reason: str = "the other side reset the stream") -> None:
-        """Close without a goodbye: the other side gets an error, in both directions."""
+    def die(self, last_words: str | None) -> None:
+        """End with the process, or before anybody had the stream. The other side gets an error that says
+        `last_words`, or nothing at all."""
         if not self._closed:
             self._closed = True
             self._process.streams.pop(self, None)
-            self._outgoing.abort(reason)
-            self._incoming.close_reader()
-            self._incoming.answer_with_reset()
-
-    def vanish(self) -> None:
-        """Close and tell nobody: the power went out."""
-        self._closed = True
-        self._process.streams.pop(self, None)
-        self._outgoing.break_writer("the power is out")
-        self._incoming.close_reader()
+            if last_words is not None:
+                self._outgoing.reset(last_words, opposite=self._incoming)
+            self._outgoing.abandon_writer()
+            self._incoming.abandon_reader()
 
     async def aclose(self) -> None:
         self.close()
