@@ -44,14 +44,19 @@ class _Claim:
 class Ages:
     """Own age, the mass of this round's mean, and what neighbours claim."""
 
-    def __init__(self, own: float, config: AgeConfig) -> None:
-        self.own = min(own, MAX_AGE)
+    def __init__(self, config: AgeConfig) -> None:
+        self.own = 0.0
         self.config = config
         self._claims: dict[PeerId, _Claim] = {}
         self._round = 0  # counts begin_round, in training and averaging alike
         self._alone = 0  # rounds without a merge
         self._per_round = 0.0  # samples, smoothed
         self._merged: dict[PeerId, int] = {}  # merges of each sender in this round
+        self._mass = self.own + 1.0
+
+    def restore(self, age: float) -> None:
+        """Our model is another one now, of this age."""
+        self.own = min(max(age, 0.0), MAX_AGE)
         self._mass = self.own + 1.0
 
     def trained(self, samples: int) -> None:

@@ -6,14 +6,18 @@ Performs what `gossipml.peer.gossip` decides, with the learner. One encoding of 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import trio
 
-from gossipml.ids import PeerId
+from gossipml.errors import GossipmlError, RemoteError
+from gossipml.ids import PeerId, short_peer_id
 from gossipml.peer.gossip import Gossip, MergeDone, MergeFailed
 from gossipml.peer.learner import Learner, NotReady
 from gossipml.peer.wire import Update
+
+log = logging.getLogger("gossipml.peer")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,10 @@ class Exchange:
                 raise NotReady("the model is not loaded")
             if self._snapshot is None or self._snapshot.version != version:
                 age, round_ = self._gossip.age, self._gossip.round  # before, not after: a claim must be covered
-                body = await learner.snapshot(self._gossip.config.encoding)
+                try:
+                    body = await learner.snapshot(self._gossip.config.encoding)
+                except GossipmlError as error:  # whoever runs the learner deals with it; gossip has nothing to send
+                    raise NotReady(f"the model cannot be encoded: {error}") from error
                 if self._learner is not learner:
                     raise NotReady("the model was unloaded meanwhile")
                 self._snapshot = Snapshot(version, body, age, round_)
@@ -78,7 +85,10 @@ class Exchange:
             return MergeFailed(sender), update
         try:
             outcome = await learner.merge(bytes(body), update.encoding, weight)
-        except NotReady:
+        except RemoteError as error:  # the body itself is no encoding of anything
+            return MergeDone(sender, False, str(error), 0.0), update
+        except GossipmlError as error:
+            log.warning("an update of %s could not be merged: %s", short_peer_id(sender), error)
             return (MergeFailed(sender) if self._learner is learner else None), update
         if self._learner is not learner:
             return None, update

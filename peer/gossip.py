@@ -90,6 +90,14 @@ class LearnerGone:
 
 
 @dataclass(frozen=True)
+class Restored:
+    """The learner has loaded a model from the disk, with the age and round that belong to it."""
+
+    age: float
+    round: int
+
+
+@dataclass(frozen=True)
 class RoundFinished:
     samples: int
     round: int
@@ -164,6 +172,7 @@ class Tick:
 Event: TypeAlias = (
     LearnerReady
     | LearnerGone
+    | Restored
     | RoundFinished
     | TrainingFinished
     | UpdateOffered
@@ -240,16 +249,14 @@ class _Incoming:
 
 
 class Gossip:
-    """The gossip of one peer about one model. `age` and `round` start from what a restart has restored."""
+    """The gossip of one peer about one model, which starts at age and round 0 unless Restored says otherwise."""
 
-    def __init__(
-        self, view: View, rng: Rng, config: GossipConfig | None = None, *, age: float = 0.0, round: int = 0
-    ) -> None:
+    def __init__(self, view: View, rng: Rng, config: GossipConfig | None = None) -> None:
         self.config = config or GossipConfig()
         self.view = view
         self.conduct = Conduct(self.config.conduct)
-        self.ages = Ages(age, self.config.ages)
-        self.round = round
+        self.ages = Ages(self.config.ages)
+        self.round = 0
         self.facts: ModelFacts | None = None
         self.training = True
         self.version = 0
@@ -300,6 +307,11 @@ class Gossip:
                 return self._next_merge() if self._merge_ended(sender) is not None else []
             case SendDone(peer):
                 self._sent(peer)
+                return []
+            case Restored(age, round_):
+                self.ages.restore(age)
+                self.round = round_
+                self.version += 1
                 return []
             case RoundFinished(samples, round_):
                 self.training, self.round = True, round_

@@ -191,6 +191,15 @@ class Mesh:
         self._exchange.detach()
         self._to_merge = None
 
+    def restore(self, age: float, round: int) -> None:
+        """The learner goes on from a saved model; to be called before `attach`."""
+        self._act(self.gossip.handle(g.Restored(age, round), self._clock.now()))
+
+    @property
+    def age(self) -> float:
+        """Samples behind our model: what `restore` wants after a restart."""
+        return self.gossip.age
+
     async def gossip_round(self, samples: int, round: int) -> None:
         """A local round is done: encode the model and hand it to the receivers' queues. Does not wait for them."""
         await self._send(self._act(self.gossip.handle(g.RoundFinished(samples, round), self._clock.now())))
