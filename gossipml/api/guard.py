@@ -110,8 +110,8 @@ def check_host(headers: Headers, server: tuple[str, int], rules: GuardRules) -> 
     if host not in allowed or port not in ("", str(own_port)):
         raise Refusal(
             421,
-            f"this endpoint is not called {values[0][:80].decode('latin-1')!r}; use http://{_bracketed(own_host)}:"
-            f"{own_port}, or name the host in the option api-names of the peer",
+            f"this endpoint is not called {values[0][:80].decode('latin-1')!r}; use "
+            f"http://{_bracketed(own_host)}:{own_port}",
         )
 
 

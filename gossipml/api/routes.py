@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 import trio
@@ -36,10 +37,12 @@ from gossipml.api.ports import (
 )
 from gossipml.errors import UserError
 
-MAX_PREDICTIONS = 64  # at once; bounds what their bodies hold in memory to 64 times the cap
+MAX_UNDER_WAY = 64  # predictions and other bodies at once; bounds what they hold in memory to 64 times the cap
 MAX_FIELDS = 4096  # query parameters; the head of a request (16 KiB) holds no more
-LARGE_BODY = 1 << 16  # bytes from which JSON is parsed beside the event loop: about a millisecond's work
+LARGE_BODY = 1 << 14  # bytes from which JSON is read beside the event loop: a few milliseconds' work
 PREDICT_SECONDS = 30.0  # then the client gets its 504; a model here answers in milliseconds
+
+T = TypeVar("T")
 
 
 class Endpoint:
@@ -48,8 +51,8 @@ class Endpoint:
     def __init__(self, node: Node, rules: GuardRules, stopping: trio.Event) -> None:
         self._node = node
         self._stopping = stopping
-        self._predictions = 0
-        self._parsing = trio.CapacityLimiter(1)
+        self._under_way = 0
+        self._reading = trio.CapacityLimiter(1)
         self._openapi = strict_json.dump(openapi.document())
         self._routes = [Route(o.path, getattr(self, o.name), methods=[o.method]) for o in openapi.OPERATIONS]
         self._router = Router(self._routes, redirect_slashes=False, default=_unknown_route)
@@ -123,9 +126,11 @@ class Endpoint:
         media = _media_type(request, ("application/json", "text/csv"))
         if request.scope["query_string"]:
             raise UserError("send the input as the body or as query parameters, not as both")
-        with self._prediction_slot():
+        with self._slot():
             body = await request.body()
-            payload = read_csv_row(body) if media == "text/csv" else JsonInput(await self._parsed(body))
+            payload = (
+                read_csv_row(body) if media == "text/csv" else JsonInput(await self._read(body, strict_json.parse))
+            )
             return _prediction(card, await self._answer(card, PredictRequest(payload)))
 
     # The Open Inference Protocol
@@ -159,11 +164,11 @@ class Endpoint:
         return await self._infer(request, _version(request))
 
     async def v2_index(self, request: Request) -> Response:
-        body = await request.body()
         wanted: JSON = {}
-        if body:
-            _media_type(request, ("application/json",))
-            wanted = await self._parsed(body)
+        with self._slot():
+            if body := await request.body():
+                _media_type(request, ("application/json",))
+                wanted = await self._read(body, strict_json.parse)
         only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
         if not isinstance(only_ready, bool):
             raise UserError('the body must be empty or {"ready": true} or {"ready": false}')
@@ -183,9 +188,10 @@ class Endpoint:
     async def _infer(self, request: Request, version: str) -> Response:
         card = self._ready_card(request)
         _media_type(request, ("application/json",))
-        with self._prediction_slot():
-            body = await self._parsed(await request.body())
-            payload, identifier = tensors.read_infer_request(body, card)
+        with self._slot():
+            payload, identifier = await self._read(
+                await request.body(), lambda body: tensors.read_infer_request(strict_json.parse(body), card)
+            )
             answer = await self._answer(card, PredictRequest(payload, version))
         return json_response(tensors.write_infer_answer(answer, card.name, identifier))
 
@@ -216,18 +222,18 @@ class Endpoint:
         return card
 
     @contextmanager
-    def _prediction_slot(self) -> Iterator[None]:
+    def _slot(self) -> Iterator[None]:
         """Taken before the body is read, because the body is what fills memory."""
-        if self._predictions >= MAX_PREDICTIONS:
-            raise Overloaded(f"{self._predictions} predictions are under way, the most that may; try again")
-        self._predictions += 1
+        if self._under_way >= MAX_UNDER_WAY:
+            raise Overloaded(f"{self._under_way} requests are under way, the most that may; try again in a second")
+        self._under_way += 1
         try:
             yield
         finally:
-            self._predictions -= 1
+            self._under_way -= 1
 
     async def _ask(self, card: ModelCard, request: PredictRequest) -> PredictAnswer:
-        with self._prediction_slot():
+        with self._slot():
             return await self._answer(card, request)
 
     async def _answer(self, card: ModelCard, request: PredictRequest) -> PredictAnswer:
@@ -235,10 +241,10 @@ class Endpoint:
             return await self._node.predict(card.name, request)
         raise Refusal(504, f"the model {card.name} did not answer within {PREDICT_SECONDS:g} s; try again later")
 
-    async def _parsed(self, body: bytes) -> JSON:
+    async def _read(self, body: bytes, reader: Callable[[bytes], T]) -> T:
         if len(body) < LARGE_BODY:
-            return strict_json.parse(body)
-        return await trio.to_thread.run_sync(strict_json.parse, body, limiter=self._parsing)
+            return reader(body)
+        return await trio.to_thread.run_sync(reader, body, limiter=self._reading)
 
 
 def read_query(query: bytes) -> Fields:

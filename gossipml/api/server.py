@@ -47,7 +47,7 @@ class ApiConfig:
         if not self.api_key and not is_loopback(self.listen.host):
             raise UserError(
                 f"the HTTP endpoint at {self.listen} would be open to other machines; listen on 127.0.0.1 "
-                "(`--api 127.0.0.1:8710`), or set an API key first"
+                "(`--api 127.0.0.1:8710`), or give it an API key"
             )
 
 

@@ -20,6 +20,8 @@ MAX_INTEGER_DIGITS = 20  # 2**64 - 1
 
 # Possessive, and the closing quote may be missing: linear time whatever comes.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+# Only such numbers can be too large; without any, the parser's own fast reading of numbers does.
+_LARGE_NUMBER = re.compile(rb"[eE][+-]?\d{3}|\d{19}")
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -29,10 +31,16 @@ def parse(data: bytes) -> JSON:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"the body is not UTF-8 at byte {error.start}; send JSON as UTF-8") from None
-    _check_nesting(data)
+    bare = _STRING.sub(b"", data)
+    _check_nesting(bare)
+    large = _LARGE_NUMBER.search(bare) is not None
     try:
         value: JSON = json.loads(
-            text, parse_constant=_constant, parse_float=_float, parse_int=_integer, object_pairs_hook=_object
+            text,
+            parse_constant=_constant,
+            parse_float=_float if large else None,
+            parse_int=_integer if large else None,
+            object_pairs_hook=_object,
         )
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
@@ -52,8 +60,9 @@ def dump(value: JSON) -> bytes:
     return text.encode(errors="replace")
 
 
-def _check_nesting(data: bytes) -> None:
-    brackets = _STRING.sub(b"", data).translate(None, _ALL_BUT_BRACKETS)
+def _check_nesting(bare: bytes) -> None:
+    """Of a document without its strings."""
+    brackets = bare.translate(None, _ALL_BUT_BRACKETS)
     if len(brackets) > 2 * MAX_CONTAINERS:
         raise UserError(f"the JSON holds over {MAX_CONTAINERS} arrays and objects; send flat arrays, or less at once")
     depth = 0

@@ -228,7 +228,7 @@ async def test_predictions_at_once_are_bounded(autojump_clock: trio.abc.Clock) -
         statuses.append((await asker.post("/predict/xor", [0, 1])).status)
 
     async with trio.open_nursery() as nursery:
-        for _ in range(routes.MAX_PREDICTIONS + 5):
+        for _ in range(routes.MAX_UNDER_WAY + 5):
             nursery.start_soon(ask)
         await trio.sleep(1)
         assert statuses == [503] * 5
@@ -236,7 +236,7 @@ async def test_predictions_at_once_are_bounded(autojump_clock: trio.abc.Clock) -
         assert (await asker.get("/healthz")).status == 200
         assert node.hold is not None
         node.hold.set()
-    assert sorted(statuses) == [200] * routes.MAX_PREDICTIONS + [503] * 5
+    assert sorted(statuses) == [200] * routes.MAX_UNDER_WAY + [503] * 5
     assert (await asker.get("/predict/xor?a=0&b=1")).status == 200
 
 
