@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from gossipml.errors import UserError
+from gossipml.models.data import Labelled
 from gossipml.models.spec import Array, Spec
 
 INGEST_ONCE = 16 << 20  # bytes: digits whole, a hundredth of what mnist would take in all
@@ -22,11 +22,11 @@ INGEST_ONCE = 16 << 20  # bytes: digits whole, a hundredth of what mnist would t
 class Samples:
     """Raw samples and targets as tensors on demand."""
 
-    def __init__(self, spec: Spec, samples: Array, targets: NDArray[np.int64], device: torch.device) -> None:
+    def __init__(self, spec: Spec, labelled: Labelled, device: torch.device) -> None:
         self._spec = spec
         self._device = device
-        self._raw = samples
-        self._targets = torch.from_numpy(targets).to(device)
+        self._raw = samples = labelled.inputs
+        self._targets = torch.from_numpy(labelled.targets).to(device)
         self._ingested: torch.Tensor | None = None
         first = ingest(spec, samples[:1])
         if first.nbytes * len(samples) <= INGEST_ONCE:

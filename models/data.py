@@ -26,14 +26,27 @@ SEED = 20160  # of the fixed test parts and generated samples; not the user's se
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """Raw samples and their class numbers."""
+
+    inputs: Array  # (n, ...)
+    targets: NDArray[np.int64]  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def at(self, indices: NDArray[np.int64] | NDArray[np.bool_]) -> Labelled:
+        """A copy of some of them."""
+        return Labelled(self.inputs[indices], self.targets[indices])
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """Raw samples and class numbers, the part to train on and the part that nobody trains on."""
+    """The part of a source to train on, and the part that nobody trains on."""
 
     source: str
-    samples: Array  # (n, ...)
-    targets: NDArray[np.int64]  # (n,)
-    test_samples: Array  # (t, ...)
-    test_targets: NDArray[np.int64]  # (t,)
+    train: Labelled
+    test: Labelled
     labels: tuple[str, ...]
 
     @property
@@ -46,25 +59,15 @@ class LocalData:
     """What one peer has: its part of the train part, without and with the share held out for validation, and
     the common test part."""
 
-    samples: Array
-    targets: NDArray[np.int64]
-    validation_samples: Array
-    validation_targets: NDArray[np.int64]
-    test_samples: Array
-    test_targets: NDArray[np.int64]
+    train: Labelled
+    validation: Labelled
+    test: Labelled
 
 
 def take_part(data: Dataset, rule: Rule, part: Part, seed: int) -> LocalData:
     """One peer's share, copied out, so that the rest can be freed."""
-    train, validation = hold_out(part_indices(data.targets, data.classes, rule, part, seed), part, seed)
-    return LocalData(
-        data.samples[train],
-        data.targets[train],
-        data.samples[validation],
-        data.targets[validation],
-        data.test_samples,
-        data.test_targets,
-    )
+    train, validation = hold_out(part_indices(data.train.targets, data.classes, rule, part, seed), part, seed)
+    return LocalData(data.train.at(train), data.train.at(validation), data.test)
 
 
 def source_names() -> list[str]:
@@ -90,7 +93,7 @@ def check_source(source: str) -> None:
         raise UserError(f"the folder {argument!r} of the data source {name!r} {what}; write {name}:DIR")
 
 
-def load_data(source: str) -> Dataset:
+def load_source(source: str) -> Dataset:
     """The source, whole and checked. UserError says which file is wrong, how, and what would be right."""
     check_source(source)
     name, _, argument = source.partition(":")
@@ -101,15 +104,15 @@ def check_fit(spec: Spec, data: Dataset) -> None:
     """UserError when the model cannot train on this source."""
     want = sample_shape(spec)
     try:
-        found = spec.ingest(data.samples[:1]).shape[1:]
+        found = spec.ingest(data.train.inputs[:1]).shape[1:]
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f"the model {spec.name!r} cannot read a sample of {data.source!r} of shape "
-            f"{list(data.samples.shape[1:])}: {error}; choose another --data or --model"
+            f"{list(data.train.inputs.shape[1:])}: {error}; choose another --data or --model"
         ) from error
-    size, values = int(np.prod(data.samples.shape[1:])), int(np.prod(want))
+    size, values = int(np.prod(data.train.inputs.shape[1:])), int(np.prod(want))
     if size != values:
         raise UserError(
             f"the model {spec.name!r} takes {values} values a sample (ingested as {list(found)}), the source "
@@ -141,7 +144,8 @@ def load_digits() -> Dataset:
     test = np.zeros(len(targets), dtype=bool)
     for label in range(10):
         test[np.flatnonzero(targets == label)[::5]] = True  # stratified: 20 % of each class
-    return Dataset("digits", samples[~test], targets[~test], samples[test], targets[test], tuple(map(str, range(10))))
+    whole = Labelled(samples, targets)
+    return Dataset("digits", whole.at(~test), whole.at(test), tuple(map(str, range(10))))
 
 
 def generate_xor() -> Dataset:
@@ -149,13 +153,14 @@ def generate_xor() -> Dataset:
     corners = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=np.float32)
     targets = np.array([0, 1, 1, 0], dtype=np.int64)
     noise = np.random.RandomState(SEED).normal(scale=0.1, size=(400, 2)).astype(np.float32)
-    return Dataset("xor", np.tile(corners, (100, 1)) + noise, np.tile(targets, 100), corners, targets, ("0", "1"))
+    train = Labelled(np.tile(corners, (100, 1)) + noise, np.tile(targets, 100))
+    return Dataset("xor", train, Labelled(corners, targets), ("0", "1"))
 
 
 def _mnist(folder: Path) -> Dataset:
     train, train_labels, test, test_labels = load_mnist(folder)
     classes = tuple(map(str, range(10)))
-    return Dataset(f"mnist:{folder}", train, train_labels, test, test_labels, classes)
+    return Dataset(f"mnist:{folder}", Labelled(train, train_labels), Labelled(test, test_labels), classes)
 
 
 _PLAIN: dict[str, Callable[[], Dataset]] = {"digits": load_digits, "xor": generate_xor}

@@ -50,9 +50,9 @@ class LocalTrainer:
         self._x = self._flat.vector
         self._average = self._x.clone()
         self._optimiser = make_optimiser(self._flat, spec)
-        self._train = Samples(spec, data.samples, data.targets, self._device)
-        self._validation = Samples(spec, data.validation_samples, data.validation_targets, self._device)
-        self._test = Samples(spec, data.test_samples, data.test_targets, self._device)
+        self._train = Samples(spec, data.train, self._device)
+        self._validation = Samples(spec, data.validation, self._device)
+        self._test = Samples(spec, data.test, self._device)
         self._order = ShuffledOrder(len(self._train), spec.batch, seed)
         self._incoming = np.empty(self.layout.size, dtype=np.float32)
         self._clipping = ClippingBound()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from gossipml import codec
 from gossipml.errors import GossipmlError, LocalError, UserError
-from gossipml.models.data import LocalData, check_fit, load_data, take_part
+from gossipml.models.data import LocalData, check_fit, load_source, take_part
 from gossipml.models.encoding import encoded_size
 from gossipml.models.partition import parse_part, parse_rule
 from gossipml.models.registry import load_spec
@@ -169,7 +169,7 @@ class _Worker:
         source = codec.get_str(fields, "source", limit=4096) or spec.data
         if not source:
             raise UserError(f"the model {spec.name!r} has no data of its own; name it, for example --data mnist:DIR")
-        data = load_data(source)
+        data = load_source(source)
         check_fit(spec, data)
         local = take_part(data, rule, part, seed)
         del data  # a quarter of MNIST is kept, not all of it, before torch comes
