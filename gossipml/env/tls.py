@@ -182,7 +182,8 @@ class TlsStream:
             for part in parts:
                 view = memoryview(part).cast("B")
                 while view:
-                    view = view[self._tls.write(view) :]  # one record, 16 KiB, at a time
+                    # Never the whole view: all of it would be encrypted into memory.
+                    view = view[self._tls.write(view[:SLICE_BYTES]) :]
                     if self._outgoing.pending >= SLICE_BYTES:
                         await self._send_pending()
                         await trio.lowlevel.checkpoint()  # a fast reader must not starve the other tasks

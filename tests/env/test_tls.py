@@ -6,6 +6,7 @@ import contextlib
 import random
 import socket
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -258,6 +259,23 @@ async def test_a_cancelled_send_breaks_the_stream_and_a_cancelled_receive_does_n
             while not ends:
                 await trio.sleep(0.01)
     assert ends == ["broken"]
+
+
+async def test_a_model_under_way_is_not_in_memory_twice(real: Env, credentials: Members) -> None:
+    async def silent(stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    async with serving(real, credentials("alice"), silent) as listener:
+        stream = await real.net.connect(listener.local, None, credentials("bob"))
+        model = bytes(64 << 20)
+        tracemalloc.start()
+        try:
+            with trio.move_on_after(0.2):
+                await stream.send_all(model)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
+        await stream.aclose()
 
 
 async def test_closing_ends_the_other_side_in_good_order(real: Env, credentials: Members) -> None:

@@ -154,7 +154,7 @@ def test_equal_seeds_give_equal_traces_in_every_process() -> None:
     assert busy_world(1) == here
     assert busy_world(2) != here
     code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_virtual_time as t; "
-    for hash_seed in ("0", "1", "4242"):
+    for hash_seed in ("0", "4242"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
         output = subprocess.run(
             [sys.executable, "-c", code + "print(t.busy_world(1))"],
