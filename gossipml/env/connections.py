@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import trio
 
 from gossipml.env import Credentials, Handler
-from gossipml.env.sockets import bound_socket, from_sockaddr, to_sockaddr
+from gossipml.env.sockets import bound_socket, from_sockaddr, to_sockaddr, why_not
 from gossipml.env.tls import TlsStream, close_socket, explain, is_another_token, tls_context
-from gossipml.errors import RemoteError
+from gossipml.errors import RemoteError, UserError
 from gossipml.ids import Address, PeerId, short_peer_id
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,10 @@ def _origin(remote: Address) -> str:
 async def listen(local: Address, credentials: Credentials, limits: HandshakeLimits, buffer: bytearray) -> TlsListener:
     socket = await bound_socket(local, stdlib_socket.SOCK_STREAM)
     try:
-        socket.listen(BACKLOG)
+        try:
+            socket.listen(BACKLOG)
+        except OSError as error:  # some systems find out only now that the port is in use
+            raise UserError(why_not(error, local, "TCP")) from error
         return TlsListener(socket, credentials, limits, buffer)
     except BaseException:
         socket.close()

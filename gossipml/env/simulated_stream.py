@@ -163,11 +163,13 @@ class Pipe:
     async def receive_into(self, view: memoryview) -> int:
         if self._reader is not None:
             raise trio.BusyResourceError("another task is receiving from this stream")
-        await trio.lowlevel.checkpoint()
+        if self._chunks:  # otherwise waiting is the checkpoint
+            await trio.lowlevel.checkpoint()
         while not self._chunks:
             if not self.reader_open:
                 raise trio.ClosedResourceError
             if self._ended:
+                await trio.lowlevel.checkpoint()
                 return 0
             if self._broken is not None:
                 raise trio.BrokenResourceError(self._broken)

@@ -62,14 +62,15 @@ async def bound_socket(local: Address, kind: stdlib_socket.SocketKind) -> trio.s
         await socket.bind((local.host, local.port))
     except OSError as error:
         socket.close()
-        raise UserError(_why_not(error, local, "TCP" if is_tcp else "UDP")) from error
+        raise UserError(why_not(error, local, "TCP" if is_tcp else "UDP")) from error
     except BaseException:
         socket.close()
         raise
     return socket
 
 
-def _why_not(error: OSError, local: Address, protocol: str) -> str:
+def why_not(error: OSError, local: Address, protocol: str) -> str:
+    """Why a socket could not be bound, and what to do about it."""
     if error.errno == errno.EADDRINUSE:
         return (
             f"{protocol} port {local.port} on {local.host} is in use; stop the program that has it, or choose "

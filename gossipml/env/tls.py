@@ -284,15 +284,20 @@ def close_socket(socket: stdlib_socket.socket) -> None:
         socket.close()
 
 
+def is_another_token(error: OSError) -> bool:
+    """Whether a handshake failed because the two sides hold different cookies."""
+    return isinstance(error, ssl.SSLCertVerificationError) or _refused_us(error)
+
+
 def explain(error: OSError) -> str:
     """What went wrong with TLS, for people: who refused whom, and for what."""
-    reason = (getattr(error, "reason", None) or "").upper()
+    reason = _reason(error)
+    if _refused_us(error):
+        return "it refused our certificate (it holds another token)"
     if isinstance(error, ssl.SSLCertVerificationError):
         return "it holds another token (its certificate is of another network)"
-    if "ALERT_UNKNOWN_CA" in reason or "ALERT_DECRYPT_ERROR" in reason or "BAD_CERTIFICATE" in reason:
-        return "it refused our certificate (it holds another token)"
-    if "CERTIFICATE_REQUIRED" in reason or "DID_NOT_RETURN_A_CERTIFICATE" in reason:
-        return "it showed no certificate (a stranger)" if "RETURN" in reason else "it wants a certificate"
+    if "DID_NOT_RETURN_A_CERTIFICATE" in reason:
+        return "it showed no certificate (a stranger)"
     if isinstance(error, ssl.SSLEOFError):
         return "it hung up without a goodbye"
     if isinstance(error, ssl.SSLError):
@@ -300,6 +305,13 @@ def explain(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
-def is_another_token(error: OSError) -> bool:
-    """Whether the failed handshake was with somebody of another network, rather than with no peer at all."""
-    return "another token" in explain(error)
+def _refused_us(error: OSError) -> bool:
+    # The alerts of TLS 1.3 (RFC 8446, 6.2) that a member sends about the certificate of another network.
+    reason = _reason(error)
+    return "ALERT" in reason and any(
+        name in reason for name in ("UNKNOWN_CA", "DECRYPT_ERROR", "BAD_CERTIFICATE", "CERTIFICATE_UNKNOWN")
+    )
+
+
+def _reason(error: OSError) -> str:
+    return (getattr(error, "reason", None) or "").upper()  # ssl.SSLError alone has one

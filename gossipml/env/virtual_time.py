@@ -59,9 +59,10 @@ class VirtualTime:
                 # Set, not added: a sum of differences would drift from the times in the heap.
                 clock._virtual_base = max(time, clock._virtual_base)
                 function(*args)
+            elif deadline < math.inf:
+                clock._virtual_base = max(deadline, clock._virtual_base)
+                runner.deadlines.expire(clock._virtual_base)  # now, and not after one more turn of the loop
             else:
-                if deadline < math.inf:
-                    clock._virtual_base = max(deadline, clock._virtual_base)
                 return
 
 

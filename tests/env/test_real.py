@@ -17,6 +17,8 @@ from gossipml.env.sockets import RealDatagrams, from_sockaddr, to_sockaddr
 from gossipml.errors import LocalError, UserError
 from gossipml.ids import Address
 
+pytestmark = pytest.mark.real
+
 LOOPBACK = Address("127.0.0.1", 0)
 
 

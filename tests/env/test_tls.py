@@ -146,10 +146,18 @@ def other_protocol_context(member: Credentials) -> ssl.SSLContext:
     return context
 
 
-@pytest.mark.parametrize("kind", ["no certificate", "TLS 1.2", "another protocol"])
+def forged_context(stranger: Credentials) -> ssl.SSLContext:
+    """A certificate of a network of its own, and no care about ours."""
+    context = tls_context(stranger, server=False)
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@pytest.mark.parametrize("kind", ["no certificate", "another authority", "TLS 1.2", "another protocol"])
 async def test_tls_that_is_not_ours_never_reaches_the_handler(real: Env, credentials: Members, kind: str) -> None:
     contexts = {
         "no certificate": stranger_context(),
+        "another authority": forged_context(credentials("mallory", "theirs")),
         "TLS 1.2": old_tls_context(credentials("mallory")),
         "another protocol": other_protocol_context(credentials("mallory")),
     }
