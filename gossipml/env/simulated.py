@@ -25,7 +25,8 @@ import trio.testing
 from gossipml.env import Env
 from gossipml.env.link import Link
 from gossipml.env.simulated_disk import SimulatedDisk
-from gossipml.env.simulated_net import Machine, Network, Process, SimulatedNet
+from gossipml.env.simulated_net import Machine, Network, Process
+from gossipml.env.simulated_sockets import SimulatedNet
 from gossipml.env.virtual_time import VirtualTime, deterministic
 from gossipml.errors import LocalError
 

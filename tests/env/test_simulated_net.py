@@ -11,7 +11,7 @@ import trio
 from gossipml.env import Credentials, Datagrams, Env, Stream
 from gossipml.env.link import Link, fixed, uniform
 from gossipml.env.simulated import World, run_simulation
-from gossipml.env.simulated_net import CONNECT_SECONDS, INBOX_DATAGRAMS
+from gossipml.env.simulated_sockets import CONNECT_SECONDS, INBOX_DATAGRAMS
 from gossipml.env.simulated_stream import WINDOW_BYTES
 from gossipml.errors import LocalError, RemoteError, UserError
 from gossipml.ids import Address
