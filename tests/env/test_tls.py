@@ -6,6 +6,7 @@ import contextlib
 import random
 import socket
 import ssl
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 
@@ -239,11 +240,13 @@ async def test_a_cancelled_send_breaks_the_stream_and_a_cancelled_receive_does_n
     real: Env, credentials: Members
 ) -> None:
     ends: list[str] = []
+    was_cancelled = trio.Event()
 
     async def handler(stream: Stream) -> None:
         with trio.move_on_after(0.05) as scope:
             await stream.receive_into(memoryview(bytearray(10)))
         assert scope.cancelled_caught
+        was_cancelled.set()
         assert await receive_exactly(stream, 5) == b"hello"
         try:
             await stream.send_all(b"go on")
@@ -254,7 +257,7 @@ async def test_a_cancelled_send_breaks_the_stream_and_a_cancelled_receive_does_n
 
     async with serving(real, credentials("alice"), handler) as listener:
         stream = await real.net.connect(listener.local, None, credentials("bob"))
-        await trio.sleep(0.1)
+        await was_cancelled.wait()
         await stream.send_all(b"hello")
         assert await receive_exactly(stream, 5) == b"go on"
         with trio.move_on_after(0.1) as scope:
@@ -311,12 +314,14 @@ async def test_a_connection_cut_without_goodbye_is_not_an_end(real: Env, credent
         relay.bind(("127.0.0.1", 0))
         relay.listen()
 
+        connected = threading.Event()
+
         def cut_after_handshake() -> None:
             near, _ = relay.accept()
             with near, socket.create_connection(listener.local) as far:
                 for sock in (near, far):
                     sock.settimeout(0.05)
-                for _ in range(6):
+                while not connected.is_set():
                     for source, target in ((near, far), (far, near)):
                         with contextlib.suppress(TimeoutError):
                             target.sendall(source.recv(65536))
@@ -325,6 +330,7 @@ async def test_a_connection_cut_without_goodbye_is_not_an_end(real: Env, credent
             nursery.start_soon(trio.to_thread.run_sync, cut_after_handshake)
             address = Address("127.0.0.1", relay.getsockname()[1])
             stream = await real.net.connect(address, None, credentials("bob"))
+            connected.set()
             with pytest.raises(trio.BrokenResourceError):
                 await stream.receive_into(memoryview(bytearray(10)))
         with pytest.raises(trio.BrokenResourceError):
