@@ -2,7 +2,8 @@
 
 Section 2.3 of the paper without its rounds: `alpha` queries are under way; one that is slow (soft wait) gives its
 place to another but may still answer; one that is silent (hard wait, the caller's) has failed. The lookup is done
-when the `k` nearest of those that neither failed nor are slow have answered.
+when the `k` nearest of those that neither failed nor are slow have answered; with fewer than `k` answers the slow
+ones get a little longer, so that a datagram sent a second time is waited for.
 
 Against eclipse: an answer counts only when the caller has proof of the node id; one network (/24, /48) holds at
 most two of the `k` places; a node for which several addresses are told is tried at another one when the first
@@ -25,12 +26,14 @@ ALPHA = 3
 MAX_CANDIDATES = 8 * K  # the nearest of those heard of; bounds memory and sorting
 MAX_QUERIES = 6 * K  # an honest lookup among millions of nodes asks fewer
 MAX_ADDRESSES = 3  # told for one node id
+PATIENCE = 3  # soft waits until a slow node is late: one for the answer, one for that to the second datagram, one spare
 
 
 class State(enum.Enum):
     NEW = "new"
     ASKED = "asked"
     SLOW = "slow"
+    LATE = "late"
     ANSWERED = "answered"
     FAILED = "failed"
 
@@ -41,6 +44,7 @@ class _Candidate:
     distance: int
     state: State = State.NEW
     soft: float = 0.0
+    late: float = 0.0
     others: list[Address] = field(default_factory=list)
     tried: list[Address] = field(default_factory=list)
 
@@ -73,6 +77,8 @@ class Lookup:
         for candidate in self._candidates.values():
             if candidate.state is State.ASKED and now >= candidate.soft:
                 candidate.state = State.SLOW
+            if candidate.state is State.SLOW and now >= candidate.late:
+                candidate.state = State.LATE
         window = list(self._window())
         busy = sum(candidate.state is State.ASKED for candidate in self._candidates.values())
         chosen = []
@@ -81,6 +87,7 @@ class Lookup:
                 break
             if candidate.state is State.NEW:
                 candidate.state, candidate.soft = State.ASKED, now + soft_wait
+                candidate.late = now + PATIENCE * soft_wait
                 candidate.tried.append(candidate.contact.address)
                 self.queries += 1
                 busy += 1
@@ -108,14 +115,23 @@ class Lookup:
 
     @property
     def done(self) -> bool:
-        if any(candidate.state is State.ASKED for candidate in self._window()):
+        states = [candidate.state for candidate in self._window()]
+        if State.ASKED in states:
             return False
-        return self.queries >= MAX_QUERIES or not any(c.state is State.NEW for c in self._window())
+        if self.queries < MAX_QUERIES and State.NEW in states:
+            return False
+        if states.count(State.ANSWERED) >= self._k:
+            return True
+        return not any(candidate.state is State.SLOW for candidate in self._candidates.values())
 
     def next_deadline(self) -> float | None:
-        """When a query becomes slow; None when none is under way."""
-        waiting = [candidate.soft for candidate in self._candidates.values() if candidate.state is State.ASKED]
-        return min(waiting, default=None)
+        """When a query becomes slow or late; None when none is under way."""
+        deadlines = [
+            candidate.soft if candidate.state is State.ASKED else candidate.late
+            for candidate in self._candidates.values()
+            if candidate.state in (State.ASKED, State.SLOW)
+        ]
+        return min(deadlines, default=None)
 
     def nearest(self) -> list[NodeContact]:
         """Those of the `k` nearest that answered, nearest first."""
@@ -127,7 +143,7 @@ class Lookup:
         places = self._k
         for _, node in self._order:
             candidate = self._candidates[node]
-            if candidate.state in (State.SLOW, State.FAILED):
+            if candidate.state in (State.SLOW, State.LATE, State.FAILED):
                 continue
             group = self._networks.group(candidate.contact.address.host)
             if group is not None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
@@ -73,7 +74,7 @@ class Bucket(KBucket):  # type: ignore[misc]
 
     def __init__(self, lower: int, upper: int, size: int) -> None:
         super().__init__(lower, upper, size, replacementNodeFactor=1)
-        self.looked_up = 0.0
+        self.looked_up = -math.inf  # never
 
     def touch_last_updated(self) -> None:
         """Nothing: the package would read the real clock; see `looked_up`."""

@@ -33,6 +33,7 @@ MAX_KNOWN = 64  # addresses from the token and the last run
 MAX_LOST = 64  # contacts that left the table, to be tried again
 PINGS_PER_UPKEEP = 8  # spreads the pings of a full table over a few minutes
 BOOTSTRAP_PAUSE = (2.0, 60.0)  # seconds between two searches for the network: first, longest
+SELF_LOOKUPS = 3  # with one contact a lookup ends where its first datagrams are lost
 RECEIVE_PAUSE = (0.05, 2.0)  # seconds after an OSError of the socket: first, longest
 
 log = logging.getLogger("gossipml.dht")
@@ -183,8 +184,9 @@ class Dht:
         """Look for the network at the known addresses; how many contacts the table has then."""
         addresses = [*self._known, *(contact.address for contact in self._lost)]
         await self._ping_all(list(dict.fromkeys(addresses)))
-        if len(self._node.table):
-            await self.nearest(self.id)
+        for _ in range(SELF_LOOKUPS if len(self._node.table) else 0):
+            if await self.nearest(self.id):
+                break
         return len(self._node.table)
 
     async def call(self, to: NodeContact | Address, question: Question) -> Answered | None:
@@ -278,7 +280,6 @@ class Dht:
     ) -> Lookup:
         """Run a lookup; `until` sees each answer and may end it."""
         table, clock = self._node.table, self._env.clock
-        table.looked_up(target, clock.now())
         seeds = table.nearest(target, 2 * self._config.k)
         lookup = Lookup(target, self.id, seeds, self._node.networks, k=self._config.k, alpha=self._config.alpha)
         # Room for every query, so that none waits to hand over its answer.
@@ -304,6 +305,8 @@ class Dht:
                     if until is not None and until(answer):
                         break
             nursery.cancel_scope.cancel()
+        if lookup.nearest():  # one that reached nobody leaves its bucket lonely
+            table.looked_up(target, clock.now())
         return lookup
 
     async def _store_at(self, holders: Sequence[NodeContact], record: Record) -> int:

@@ -70,11 +70,15 @@ class Table:
         return receiver.receive(data, source, self.now, self.wall) if receiver is not None else []
 
     def ask(self, asker: DhtNode, to: NodeContact | Address, question: object) -> Answered | None:
-        """A whole call: the request there, the reply back."""
+        """A whole call: the request there, the reply back; once more as a first contact if there is none."""
         asked = asker.ask(to, question, self.now, self.wall)  # type: ignore[arg-type]
         assert asked is not None
         call, data = asked
-        answered = self.exchange(asker, data, to if isinstance(to, Address) else to.address)
+        address = to if isinstance(to, Address) else to.address
+        answered = self.exchange(asker, data, address)
+        again = asker.again(call, self.wall)
+        if answered is None and again is not None:
+            answered = self.exchange(asker, again, address)
         asker.forget(call)
         return answered
 
@@ -116,7 +120,9 @@ class Cluster:
         boot = [Address(self.world.host(self.members[0].name), PORT)] if self.members else []
         env = self.world.env(name, wall_skew=skew)
         member_credentials = make_credentials(name, network)
-        dht = Dht(env, member_credentials, local=Address("0.0.0.0", port), bootstrap=boot, config=self._config)
+        dht = Dht(
+            env, member_credentials, local=Address(self.world.host(name), port), bootstrap=boot, config=self._config
+        )
         member = Member(name, env, member_credentials, dht)
         await self._nursery.start(self._run, member)
         self.members.append(member)
@@ -132,12 +138,12 @@ class Cluster:
             await self.start(f"peer-{index}")
             await trio.sleep(0.1)
         await trio.sleep(settle)
-        return self.members
+        return list(self.members)
 
     def stop(self, member: Member) -> None:
         """Kill a member: from now on it is silent."""
-        self.world.crash(member.name)
         member.scope.cancel()
+        self.world.crash(member.name)
         self.members.remove(member)
 
     def announcement(self, member: Member, key: bytes, value: bytes = b"here", *, seq: int = 1) -> Record:
@@ -155,9 +161,7 @@ Scenario = Callable[[Cluster], Awaitable[T]]
 def simulate() -> Callable[..., object]:
     """`simulate(scenario, seed=1, link=None, config=None)`: run `scenario(cluster)` in a world of its own."""
 
-    def run(
-        scenario: Scenario[T], *, seed: int = 1, link: Link | None = None, config: DhtConfig | None = None
-    ) -> T:
+    def run(scenario: Scenario[T], *, seed: int = 1, link: Link | None = None, config: DhtConfig | None = None) -> T:
         async def main(world: World) -> T:
             async with trio.open_nursery() as nursery:
                 result = await scenario(Cluster(world, nursery, config or DhtConfig()))

@@ -61,12 +61,24 @@ def test_a_slow_node_gives_its_place_away_and_its_late_answer_still_counts() -> 
 
 
 def test_a_slow_node_does_not_hold_up_the_end() -> None:
+    run = lookup([at(1), at(2), at(3), at(4)], alpha=4)
+    assert run.ask(0.0, 1.0) == [at(1), at(2), at(3)]
+    run.answered(at(2))
+    run.answered(at(3))
+    assert not run.done
+    assert run.ask(1.0, 1.0) == [at(4)]
+    run.answered(at(4))
+    assert run.done and run.nearest() == [at(2), at(3), at(4)]
+
+
+def test_when_too_few_answer_the_slow_ones_get_a_little_longer() -> None:
     run = lookup([at(1), at(2)])
     assert run.ask(0.0, 1.0) == [at(1), at(2)]
     run.answered(at(2))
-    assert not run.done
     run.ask(1.0, 1.0)
-    assert run.done and run.nearest() == [at(2)]
+    assert not run.done and run.next_deadline() == 3.0
+    run.ask(3.0, 1.0)
+    assert run.done and run.nearest() == [at(2)] and run.next_deadline() is None
 
 
 def test_a_failed_node_makes_room_for_the_next() -> None:

@@ -117,7 +117,11 @@ def test_the_time_to_live_is_bounded_from_both_sides() -> None:
 
 
 def test_greater_seq_wins_then_later_expiry() -> None:
-    old, new, later = announcement(seq=1, expires=WALL + 900), announcement(seq=2), announcement(seq=2, expires=WALL + 700)
+    old, new, later = (
+        announcement(seq=1, expires=WALL + 900),
+        announcement(seq=2),
+        announcement(seq=2, expires=WALL + 700),
+    )
     assert old.order < new.order < later.order
 
 
