@@ -5,8 +5,9 @@ refused to the caller (`post_update` is False), so a slow peer costs one body of
 Reading: never waits for anything but the stream. The body of an accepted update is received in place; the body
 of a refused one is read away through 64 KiB, which costs the sender's bandwidth and keeps the session: a
 round trip for permission before each update would delay every accepted one instead. Bodies that stall or
-trickle, in either direction, end the session; so does everything that breaks the wire specification. Nothing
-raised here reaches the task that runs the link, except cancellation and bugs.
+trickle, in either direction, end the session; so does everything that breaks the wire specification. While a
+body comes in, pongs that nobody asked for tell the sender that we live: its own probes wait behind the body, on a
+slow line for minutes. Nothing raised here reaches the task that runs the link, except cancellation and bugs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gossipml.errors import RemoteError
 from gossipml.ids import PeerId, short_peer_id
 from gossipml.peer import session as s
 from gossipml.peer.session import Session
-from gossipml.peer.wire import Body, Decoder, Goodbye, Hello, Message, Profile, Update, encode
+from gossipml.peer.wire import Body, Decoder, Goodbye, Hello, Message, Pong, Profile, Update, encode
 
 log = logging.getLogger("gossipml.peer")
 
@@ -37,6 +38,9 @@ class LinkConfig:
     trickle of a byte now and then does not hold a buffer for ever."""
     slice: int = 256 * 1024
     """Bytes handed to the stream at once: what the TLS pump encrypts at once; progress is judged by it."""
+    beat: float = 2.0
+    """Seconds without a word from us, while a body comes in, before a sign of life: well within the failure
+    detector's silence and answer."""
     control: int = 64
     """Small messages waiting to be sent; a peer that reads none of 64 is stuck."""
     goodbye: float = 1.0
@@ -45,10 +49,17 @@ class LinkConfig:
 
 @dataclass
 class Traffic:
-    """Bytes of frames; TLS adds about one per cent."""
+    """Bytes of frames; TLS adds about one per cent. What is counted here is counted in `total` too."""
 
     sent: int = 0
     received: int = 0
+    total: Traffic | None = None
+
+    def add(self, *, sent: int = 0, received: int = 0) -> None:
+        self.sent += sent
+        self.received += received
+        if self.total is not None:
+            self.total.add(sent=sent, received=received)
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,7 @@ class Link:
         self.used_at = clock.now()
         """When an update last went either way."""
         self.heard_at = clock.now()
+        self._said_at = clock.now()
         self.end_code = ""
         """Why it ended: a refusal's code, goodbye, timeout, local, broken, fault."""
         self.end_reason = ""
@@ -197,18 +209,21 @@ class Link:
         """The next message or body; None at an orderly end of the stream."""
         body_ends = trio.current_time() + self._body_seconds(self._receiving)
         while True:
-            deadline = float("inf")
-            if not decoder.between_frames:
-                deadline = min(trio.current_time() + self._config.stall, body_ends)
-            with trio.fail_at(deadline):
+            if decoder.between_frames:
                 count = await self.stream.receive_into(decoder.target())
+            else:
+                with trio.fail_at(min(trio.current_time() + self._config.stall, body_ends)):
+                    count = await self.stream.receive_into(decoder.target())
             if count == 0:
                 if decoder.between_frames:
                     return None
                 raise trio.BrokenResourceError("the connection ended in the middle of a message")
-            self.traffic.received += count
+            self.traffic.add(received=count)
             self.heard_at = self._clock.now()
             self._owner.on_heard(self)
+            if self._receiving is not None and self.heard_at - self._said_at > self._config.beat:
+                self._said_at = self.heard_at
+                self.post(Pong(0))
             event = decoder.received(count)
             if event is not None:
                 return event
@@ -294,7 +309,8 @@ class Link:
         self._in_frame = True
         with trio.fail_after(self._config.stall):
             await self.stream.send_all(*parts)
-        self.traffic.sent += sum(len(part) for part in parts)
+        self.traffic.add(sent=sum(len(part) for part in parts))
+        self._said_at = self._clock.now()
         self._in_frame = more
 
     def _body_seconds(self, update: Update | None) -> float:

@@ -12,6 +12,7 @@ the peer with the smaller id; of two that say different boots, or when the older
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -39,8 +40,9 @@ class MeshConfig:
     wanted: int = 8
     """Sessions kept open: a random graph of that degree holds together with thousands of peers (Kermarrec,
     Massoulie, Ganesh 2003 need log n)."""
-    idle: float = 5.0
-    """Seconds without an update after which a session may make room for another peer (guess)."""
+    idle: float = 1.0
+    """Seconds without an update after which a session may make room for another peer: in a network larger than
+    `sessions` nobody is kept out, and none is cut off in the middle of an exchange (guess)."""
     hellos: int = 64
     """Accepted streams whose hello is still due; further ones are closed at once."""
     dials: int = 8
@@ -70,7 +72,7 @@ class Stats:
     merges_refused: int = 0
     faults: int = 0
     traffic: Traffic = field(default_factory=Traffic)
-    """Of all sessions, ended ones too."""
+    """Of all sessions, those under way and those ended."""
 
 
 NeighbourState = Literal["connected", "suspect", "lost", "refused", "quarantined", "known"]
@@ -135,9 +137,11 @@ class Mesh:
         self._nonce = 0
         self._nursery: trio.Nursery | None = None
         self._time_changed = trio.Event()
+        self._awake_at = math.inf
         self._peers_changed = trio.Event()
         self._merge_now = trio.Event()
         self._to_merge: g.Merge | None = None  # gossip has one under way at a time
+        self._encoding = 0  # sends that still wait for our model to be encoded
 
     # What the daemon calls.
 
@@ -163,7 +167,7 @@ class Mesh:
 
     def bootstrap(self, addresses: Iterable[Address]) -> None:
         """Addresses to dial without knowing who answers, until somebody does."""
-        self.view.knock(addresses)
+        self.view.knock(address for address in addresses if address not in self.profile.addresses)
         self._peers_changed.set()
 
     def contacts(self) -> list[Contact]:
@@ -202,7 +206,9 @@ class Mesh:
 
     async def gossip_round(self, samples: int, round: int) -> None:
         """A local round is done: encode the model and hand it to the receivers' queues. Does not wait for them."""
-        await self._send(self._act(self.gossip.handle(g.RoundFinished(samples, round), self._clock.now())))
+        sends = self._act(self.gossip.handle(g.RoundFinished(samples, round), self._clock.now()))
+        self._encoding += 1
+        await self._send(sends)
 
     def training_finished(self) -> None:
         """From here on only average, slower and slower. The next `gossip_round` ends that."""
@@ -263,21 +269,17 @@ class Mesh:
         """The whole life of a session; returns the link when it is over."""
         peer = stream.peer_id
         session = s.Session(self.own, peer, self.profile, self._boot, dialled=dialled, now=self._clock.now())
-        traffic = self._traffic_of(peer)
-        link = Link(stream, session, self, self._clock, traffic, self.config.link)
+        link = Link(stream, session, self, self._clock, self._traffic_of(peer), self.config.link)
         self._serial += 1
         serial = self._serial
         self._all[serial] = link
         self._hellos += 1
-        before = replace(traffic)
         try:
             await link.run()
         finally:
             del self._all[serial]
             if link.opened_at is None:
                 self._hellos -= 1
-            self.stats.traffic.sent += traffic.sent - before.sent
-            self.stats.traffic.received += traffic.received - before.received
             self._closed(link)
         return link
 
@@ -478,25 +480,24 @@ class Mesh:
                         self._drop(link, f"in quarantine: {reason}", code="quarantined")
                 case g.Accept() | g.Refuse():
                     raise LocalError("only an offer is accepted or refused")
-        self._time_changed.set()
+        due = self.gossip.next_deadline()
+        if due is not None and due < self._awake_at:
+            self._time_changed.set()
         return sends
 
     async def _send(self, sends: list[g.SendUpdate | g.ReplyUpdate]) -> None:
         """Encode the model and queue it for each receiver; every send comes to its SendDone."""
         left = list(sends)
         try:
-            if left:
-                snapshot = await self._exchange.snapshot()
-                while left:
-                    action = left.pop(0)
-                    parcel = self._parcel(snapshot, action)
-                    if parcel is None:
-                        self._send_done(action.to, "the model was unloaded")
-                    else:
-                        self._deliver(action.to, parcel)
+            snapshot = await self._exchange.snapshot() if left else None
+            while left and snapshot is not None and (facts := self.gossip.facts) is not None:
+                action = left.pop(0)
+                self._deliver(action.to, self._parcel(snapshot, facts, action))
         except NotReady as error:
             log.debug("nothing sent: %s", error)
         finally:
+            self._encoding -= 1
+            self._merge_now.set()
             for action in left:
                 self._send_done(action.to, "not ready")
 
@@ -504,15 +505,13 @@ class Mesh:
         if not sends:
             return
         if self._nursery is not None:
+            self._encoding += 1
             self._nursery.start_soon(self._send, sends)
         else:
             for action in sends:
                 self._send_done(action.to, "stopping")
 
-    def _parcel(self, snapshot: Snapshot, action: g.SendUpdate | g.ReplyUpdate) -> Parcel | None:
-        facts = self.gossip.facts
-        if facts is None:
-            return None
+    def _parcel(self, snapshot: Snapshot, facts: g.ModelFacts, action: g.SendUpdate | g.ReplyUpdate) -> Parcel:
         update = Update(
             model=facts.model,
             digest=facts.digest,
@@ -576,11 +575,12 @@ class Mesh:
 
     async def _merge_all(self) -> None:
         while True:
-            merge, self._to_merge = self._to_merge, None
-            if merge is None:
+            # A model that is to be sent is encoded first: the answer to a push is our model from before the merge.
+            if self._to_merge is None or self._encoding:
                 self._merge_now = trio.Event()
                 await self._merge_now.wait()
                 continue
+            merge, self._to_merge = self._to_merge, None
             event: g.MergeDone | g.MergeFailed | None = g.MergeFailed(merge.sender)
             update: Update | None = None
             try:
@@ -600,8 +600,9 @@ class Mesh:
         while True:
             self._time_changed = trio.Event()
             due = [d for d in (self._failure.next_deadline(), self.gossip.next_deadline()) if d is not None]
+            self._awake_at = min(due, default=math.inf)
             # Never less than a millisecond: a rounding error of the clock must not become a busy loop.
-            with trio.move_on_after(max(0.001, min(due, default=3600.0 + self._clock.now()) - self._clock.now())):
+            with trio.move_on_after(max(0.001, self._awake_at - self._clock.now())):
                 await self._time_changed.wait()
             self._watch(f.Tick())
             self._send_soon(self._act(self.gossip.handle(g.Tick(), self._clock.now())))
@@ -661,7 +662,7 @@ class Mesh:
         return contact._replace(addresses=tuple(addresses)[:MAX_CONTACT_ADDRESSES])
 
     def _traffic_of(self, peer: PeerId) -> Traffic:
-        traffic = self._traffic.pop(peer, None) or Traffic()
+        traffic = self._traffic.pop(peer, None) or Traffic(total=self.stats.traffic)
         self._traffic[peer] = traffic  # the latest last; the oldest without a session goes
         if len(self._traffic) > 2 * self.view.config.capacity:
             gone = next(p for p in self._traffic if p != peer)

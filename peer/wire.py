@@ -16,7 +16,7 @@ A stream carries frames, one after another, in each direction:
 | update  | model, digest, enc, params, bytes, age, round, want, reply, peers | a model; the body is its encoding |
 | ack     | round, ok, reason                                                 | what became of an update |
 | ping    | n                                                                 | are you there? |
-| pong    | n                                                                 | the answer, with the same n |
+| pong    | n                                                                 | the same n; or 0: I live |
 | goodbye | reason                                                            | the session ends on purpose |
 
     v, oldest  newest and oldest protocol version that the sender speaks; the lesser of both newest is spoken

@@ -177,11 +177,12 @@ async def introduce(*peers: Peer) -> None:
 class RawPeer:
     """A member that speaks the wire format by hand, well or badly."""
 
-    def __init__(self, stream: Stream, size: int = SIZE) -> None:
+    def __init__(self, stream: Stream, peer: PeerId) -> None:
         self.stream = stream
+        self.id = peer
         self.heard: list[Message | Body] = []
         self.ended = False
-        self._decoder = Decoder(lambda update: 4 * size)
+        self._decoder = Decoder(lambda update: update.body_length)
 
     @classmethod
     async def dial(
@@ -189,8 +190,9 @@ class RawPeer:
     ) -> RawPeer:
         """Connect, say hello; the answer is the first of `heard`."""
         env = world.env(name)
-        stream = await env.net.connect(to.address, to.id, make_credentials(name))
-        raw = cls(stream)
+        credentials = make_credentials(name)
+        stream = await env.net.connect(to.address, to.id, credentials)
+        raw = cls(stream, credentials.identity.peer_id)
         if profile is not None:
             await raw.say(Hello(1, 1, boot, profile))
             await raw.listen(1)

@@ -202,7 +202,7 @@ def test_room_is_bounded_in_bytes_but_never_nothing() -> None:
 @given(st.integers(0, 10_000), st.lists(st.integers(5_000, 20_000), min_size=1, max_size=20))
 def test_within_a_round_models_are_averaged_exactly_by_age(own: int, ages: list[int]) -> None:
     gossip = make_gossip(age=own, config=GossipConfig(weight_least=0.0, weight_most=1.0))
-    share = {"own": 1.0}  # what each model contributes to ours
+    share: dict[str, float] = {"own": 1.0}  # what each model contributes to ours
     for number, age in enumerate(ages, 100):
         if not isinstance(offer(gossip, peer_id(number), make_update(age))[0], Accept):
             continue
@@ -216,8 +216,8 @@ def test_within_a_round_models_are_averaged_exactly_by_age(own: int, ages: list[
     if all(age <= 4 * min(ages) for age in ages):
         total = own + 1 + sum(age + 1 for age in counted.values())
         assert share["own"] == pytest.approx((own + 1) / total)
-        for name, age in counted.items():
-            assert share[name] == pytest.approx((age + 1) / total)
+        for name, claimed in counted.items():
+            assert share[name] == pytest.approx((claimed + 1) / total)
         assert gossip.age == max(own, *ages)
 
 
@@ -288,9 +288,9 @@ def test_merges_happen_one_after_another_in_the_order_of_arrival() -> None:
     assert gossip.handle(UpdateReceived(EVE), 0.0) == []
     assert gossip.handle(UpdateReceived(ANN), 0.0) == []
     assert gossip.handle(MergeDone(EVE, True, "", 1.0), 0.0) == [], "not the one that is being merged"
-    assert gossip.handle(MergeDone(BOB, True, "", 1.0), 0.0) == [Merge(EVE, pytest.approx(1 / 3))]
+    assert gossip.handle(MergeDone(BOB, True, "", 1.0), 0.0) == [Merge(EVE, 1 / 3)]
     # One that fails on our side, or is refused, leaves no mass behind.
-    assert gossip.handle(MergeFailed(EVE), 0.0) == [Merge(ANN, pytest.approx(1 / 3))]
+    assert gossip.handle(MergeFailed(EVE), 0.0) == [Merge(ANN, 1 / 3)]
     assert gossip.conduct.record(EVE, 0.0).strikes == 0
     assert gossip.handle(MergeDone(ANN, False, "not finite", 0.0), 0.0) == []
     assert gossip.conduct.record(ANN, 0.0).strikes == 1

@@ -71,11 +71,11 @@ def test_hello_and_its_answer_open_a_session() -> None:
     hello = Hello(1, 1, b"aaaaaaaa", A)
     assert ann.handle(Started(), 0.0) == [Send(hello)]
     assert bob.handle(Received(hello), 0.1) == [Introduced(hello)]
-    assert bob.state is State.JUDGING
+    assert bob.next_deadline() == HELLO_SECONDS
     reply = HelloReply(1, 1, b"bbbbbbbb", B)
     assert bob.handle(Admit(), 0.2) == [Send(reply), Opened(A)]
     assert ann.handle(Received(reply), 0.3) == [Opened(B)]
-    assert ann.state is bob.state is State.OPEN
+    assert [ann.state, bob.state] == [State.OPEN, State.OPEN]
     assert ann.next_deadline() is None
     assert bob.next_deadline() is None
     assert (ann.theirs, ann.their_boot, ann.version) == (B, b"bbbbbbbb", 1)
@@ -88,7 +88,7 @@ def test_a_declined_peer_hears_why() -> None:
     refusal = Refusal("full", "no room")
     assert bob.handle(Decline("full", "no room"), 0.0) == [Send(refusal), Closed("full", "no room")]
     assert ann.handle(Received(refusal), 0.0) == [Closed("full", "no room")]
-    assert ann.state is bob.state is State.CLOSED
+    assert [ann.state, bob.state] == [State.CLOSED, State.CLOSED]
 
 
 ALL: list[Message] = [
