@@ -71,7 +71,7 @@ class Trainer(Protocol):
     async def snapshot(self, encoding: str) -> bytes:
         """The current parameters, encoded as `gossipml.models.encoding` describes."""
 
-    async def merge(self, update: bytes, encoding: str, weight: float) -> MergeReport:
+    async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> MergeReport:
         """x <- (1 - weight) x + weight m, after checking that m is finite and clipping m - x."""
 
     async def evaluate(self) -> Evaluation: ...
