@@ -84,7 +84,7 @@ class Exchange:
         if update is None or learner is None:
             return MergeFailed(sender), update
         try:
-            outcome = await learner.merge(bytes(body), update.encoding, weight)
+            outcome = await learner.merge(body, update.encoding, weight)
         except RemoteError as error:  # the body itself is no encoding of anything
             return MergeDone(sender, False, str(error), 0.0), update
         except GossipmlError as error:

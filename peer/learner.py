@@ -30,5 +30,5 @@ class Learner(Protocol):
     async def snapshot(self, encoding: str) -> bytes:
         """The current parameters, encoded."""
 
-    async def merge(self, update: bytes, encoding: str, weight: float) -> MergeOutcome:
+    async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> MergeOutcome:
         """x <- (1 - weight) x + weight m, after checking the values of m."""

@@ -76,7 +76,7 @@ class VectorLearner:
         await trio.sleep(0.001)
         return self.values.tobytes()
 
-    async def merge(self, update: bytes, encoding: str, weight: float) -> Outcome:
+    async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> Outcome:
         await trio.sleep(0.001)
         values = np.frombuffer(update, dtype=np.float32)
         applied = bool(np.isfinite(values).all())

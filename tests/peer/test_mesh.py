@@ -306,7 +306,7 @@ def test_a_learner_that_fails_costs_its_updates_and_nothing_else() -> None:
         async def snapshot(self, encoding: str) -> bytes:
             raise NotReady("the worker died")
 
-        async def merge(self, update: bytes, encoding: str, weight: float) -> Outcome:
+        async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> Outcome:
             raise NotReady("the worker died")
 
     async def scenario(world: World, peers: Cluster) -> None:
