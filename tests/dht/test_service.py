@@ -68,12 +68,12 @@ def test_a_lone_node_keeps_its_own_records(simulate: Simulate) -> None:
 
 def test_with_five_percent_loss_every_get_finds_what_was_put(simulate: Simulate) -> None:
     async def scenario(cluster: Cluster) -> None:
-        members = await cluster.grow(64)
+        members = await cluster.grow(40, settle=5.0)
         await put_all(cluster)
         took = []
-        for index, key in enumerate(KEYS * 3):
+        for index, key in enumerate(KEYS * 2):
             start = trio.current_time()
-            assert len(await members[index % 64].dht.get(key)) == 1
+            assert len(await members[index % 40].dht.get(key)) == 1
             took.append(trio.current_time() - start)
         assert max(took) < 2.0
         assert min(member.dht.stats.nodes for member in members) >= 20
@@ -83,7 +83,7 @@ def test_with_five_percent_loss_every_get_finds_what_was_put(simulate: Simulate)
 
 def test_64_nodes_find_exactly_the_nearest_and_go_on_when_half_of_them_stop(simulate: Simulate) -> None:
     async def scenario(cluster: Cluster) -> None:
-        await cluster.grow(64)
+        await cluster.grow(64, settle=5.0)
         rng = random.Random(1)
         for _ in range(20):
             member, target = rng.choice(cluster.members), rng.randbytes(20)
@@ -336,7 +336,7 @@ def test_ids_ground_next_to_a_key_do_not_hide_what_is_under_it(simulate: Simulat
             liars.append(await cluster.start(f"liar-{index}"))
             if index % 5 == 4:
                 skip(251)
-        await trio.sleep(60)
+        await trio.sleep(20)
         # A key to which the liars are nearest: with ids drawn at random it is the key that is ground.
         rng = random.Random(1)
 
