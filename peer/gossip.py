@@ -25,6 +25,8 @@ from gossipml.peer.conduct import Conduct, ConductConfig
 from gossipml.peer.view import Rng, View
 from gossipml.peer.wire import MAX_AGE, Update
 
+BUSY = "busy"  # the one refusal that is everyday business
+
 
 @dataclass(frozen=True)
 class GossipConfig:
@@ -392,7 +394,7 @@ class Gossip:
             return [Refuse(sender, stale, fault=False), *answer]
         held = len(self._reading) + len(self._waiting) + (self._merging is not None)
         if held >= self._room(update.body_length) or self._has(sender):
-            return [Refuse(sender, "busy", fault=False)]
+            return [Refuse(sender, BUSY, fault=False)]
         self._reading[sender] = _Incoming(update, self.ages.credible(sender, update.age))
         return [Accept(sender)]
 

@@ -15,7 +15,6 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import trio
 
@@ -28,6 +27,7 @@ from gossipml.peer import session as s
 from gossipml.peer.exchange import Exchange, Snapshot
 from gossipml.peer.learner import Learner, NotReady
 from gossipml.peer.link import Link, LinkConfig, Parcel, Traffic
+from gossipml.peer.neighbours import NeighbourInfo, Stats, describe
 from gossipml.peer.wire import BOOT_SIZE, Hello, Message, Ping, Pong, Profile, Update, UpdateAck
 
 log = logging.getLogger("gossipml.peer")
@@ -53,49 +53,6 @@ class MeshConfig:
     """Seconds between looks at whether more sessions are wanted."""
     link: LinkConfig = field(default_factory=LinkConfig)
     failure: f.FailureConfig = field(default_factory=f.FailureConfig)
-
-
-@dataclass
-class Stats:
-    """What has happened so far; only ever grows."""
-
-    sessions_opened: int = 0
-    sessions_closed: int = 0
-    dials_failed: int = 0
-    updates_sent: int = 0
-    updates_failed: int = 0
-    updates_dropped: int = 0
-    """Because an earlier one to the same peer was still waiting."""
-    updates_received: int = 0
-    updates_refused: int = 0
-    merges: int = 0
-    merges_refused: int = 0
-    faults: int = 0
-    traffic: Traffic = field(default_factory=Traffic)
-    """Of all sessions, those under way and those ended."""
-
-
-NeighbourState = Literal["connected", "suspect", "lost", "refused", "quarantined", "known"]
-
-
-@dataclass(frozen=True)
-class NeighbourInfo:
-    """One peer as we see it, for people and for `GET /v1/peers`."""
-
-    peer: PeerId
-    name: str
-    model: str
-    address: Address | None
-    state: NeighbourState
-    reason: str
-    """Why it is refused, lost or in quarantine; its last answer to an update otherwise."""
-    age: float | None
-    """The last that it claimed."""
-    bytes_sent: int
-    bytes_received: int
-    last_seen: float | None
-    """Monotonic seconds."""
-    strikes: int
 
 
 class Mesh:
@@ -220,42 +177,23 @@ class Mesh:
 
     def neighbours(self) -> list[NeighbourInfo]:
         """Everybody we have met or refused, connected ones first."""
-        infos = [self._info(entry.contact) for entry in self.view.entries()]
+        now = self._clock.now()
+        infos = [
+            describe(
+                entry,
+                self._links.get(peer),
+                self._failure.health(peer),
+                self.gossip.conduct.record(peer, now),
+                self.gossip.ages.claim(peer),
+                self._traffic.get(peer) or Traffic(),
+                self._notes.get(peer, ""),
+                now,
+            )
+            for entry in self.view.entries()
+            for peer in [entry.contact.peer]
+        ]
         met = [info for info in infos if info.state != "known" or info.last_seen is not None]
         return sorted(met, key=lambda info: (info.state != "connected", info.name, info.peer))
-
-    def _info(self, contact: Contact) -> NeighbourInfo:
-        peer, now = contact.peer, self._clock.now()
-        link, entry = self._links.get(peer), self.view.get(peer)
-        record = self.gossip.conduct.record(peer, now)
-        traffic = self._traffic.get(peer) or Traffic()
-        reason = self._notes.get(peer, "")
-        state: NeighbourState
-        if record.quarantined_until is not None:
-            state, reason = "quarantined", f"{record.reason}; for {record.quarantined_until - now:.0f} s more"
-        elif entry is not None and entry.refused:
-            state, reason = "refused", entry.refused
-        elif link is not None:
-            state = "suspect" if self._failure.health(peer) is f.Health.SUSPECT else "connected"
-        elif self._failure.health(peer) is f.Health.LOST:
-            state = "lost"
-        else:
-            state = "suspect" if self._failure.health(peer) is f.Health.SUSPECT else "known"
-        address = link.stream.remote if link else next(iter(contact.addresses), None)
-        seen = link.heard_at if link else (entry.last_seen if entry else None)
-        return NeighbourInfo(
-            peer=peer,
-            name=contact.name,
-            model=contact.model,
-            address=address,
-            state=state,
-            reason=reason,
-            age=self.gossip.ages.claim(peer),
-            bytes_sent=traffic.sent,
-            bytes_received=traffic.received,
-            last_seen=seen,
-            strikes=record.strikes,
-        )
 
     # Sessions: accepting, dialling, ending.
 
@@ -292,7 +230,7 @@ class Mesh:
             return
         del self._links[peer]
         if link.end_code == "broken":
-            self._notes[peer] = link.end_reason
+            self._note(peer, link.end_reason)
             self.view.failed(peer, now)
             self._watch(f.SessionBroke(peer))
         else:
@@ -368,7 +306,7 @@ class Mesh:
             what = str(error) or type(error).__name__
             log.debug("dialling %s failed: %s", address, what)
             if expected is not None:
-                self._notes[expected] = f"dialling {address}: {what}"
+                self._note(expected, f"dialling {address}: {what}")
             return None
 
     # What a link asks and tells (`gossipml.peer.link.Owner`).
@@ -418,15 +356,15 @@ class Mesh:
         match message:
             case Ping(nonce):
                 link.post(Pong(nonce))
-            case UpdateAck(_, accepted, reason):
-                self._notes[link.peer] = "" if accepted else f"refused our update: {reason}"
+            case UpdateAck(_, accepted, reason) if reason != g.BUSY:  # being busy says nothing about anybody
+                self._note(link.peer, "" if accepted else f"refused our update: {reason}")
 
     def on_heard(self, link: Link) -> None:
         if self._links.get(link.peer) is link:
             self._watch(f.Heard(link.peer))
 
     def on_offer(self, link: Link, update: Update) -> bool:
-        self.view.learn(update.contacts)
+        self.view.learn(_within_reach(link, contact) for contact in update.contacts)
         verdict, *rest = self.gossip.handle(g.UpdateOffered(link.peer, update), self._clock.now())
         if isinstance(verdict, g.Refuse):
             self.stats.updates_refused += 1
@@ -450,7 +388,7 @@ class Mesh:
     def on_fault(self, link: Link, reason: str) -> None:
         self.stats.faults += 1
         log.warning("%s broke the protocol: %s", short_peer_id(link.peer), reason)
-        self._notes[link.peer] = reason
+        self._note(link.peer, reason)
         self._act(self.gossip.handle(g.Misbehaved(link.peer, reason), self._clock.now()))
 
     def body_length(self, update: Update) -> int | None:
@@ -562,7 +500,7 @@ class Mesh:
                     log.info("%s is lost: %s", short_peer_id(peer), reason)
                     if link is not None:
                         del self._links[peer]
-                        self._notes[peer] = reason
+                        self._note(peer, reason)
                         self.view.failed(peer, self._clock.now())
                         link.break_off(reason)
                         self._peers_changed.set()
@@ -656,8 +594,8 @@ class Mesh:
 
     def _contact(self, link: Link, profile: Profile) -> Contact:
         if not link.session.dialled:
-            return profile.contact(link.peer, link.stream.remote.host)
-        contact = profile.contact(link.peer)  # the address that has just worked comes first
+            return _within_reach(link, profile.contact(link.peer, link.stream.remote.host))
+        contact = _within_reach(link, profile.contact(link.peer))  # behind the address that has just worked
         addresses = dict.fromkeys((link.stream.remote, *contact.addresses))
         return contact._replace(addresses=tuple(addresses)[:MAX_CONTACT_ADDRESSES])
 
@@ -665,7 +603,21 @@ class Mesh:
         traffic = self._traffic.pop(peer, None) or Traffic(total=self.stats.traffic)
         self._traffic[peer] = traffic  # the latest last; the oldest without a session goes
         if len(self._traffic) > 2 * self.view.config.capacity:
-            gone = next(p for p in self._traffic if p != peer)
-            del self._traffic[gone]
-            self._notes.pop(gone, None)
+            del self._traffic[next(iter(self._traffic))]
         return traffic
+
+    def _note(self, peer: PeerId, text: str) -> None:
+        self._notes.pop(peer, None)
+        self._notes[peer] = text
+        if len(self._notes) > 2 * self.view.config.capacity:
+            del self._notes[next(iter(self._notes))]
+
+
+def _within_reach(link: Link, contact: Contact) -> Contact:
+    """The contact without the loopback addresses that a peer on another machine tells: there they mean us.
+
+    Nobody far away makes us knock at the services of our own machine.
+    """
+    if link.stream.remote.is_loopback:
+        return contact
+    return contact._replace(addresses=tuple(a for a in contact.addresses if not a.is_loopback))

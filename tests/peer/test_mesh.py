@@ -11,11 +11,13 @@ import trio
 
 from gossipml.env.link import Link, fixed
 from gossipml.env.simulated import World, run_simulation
+from gossipml.ids import Address, Contact
 from gossipml.peer.failure import FailureConfig
 from gossipml.peer.gossip import SendUpdate
 from gossipml.peer.learner import NotReady
 from gossipml.peer.link import LinkConfig
-from gossipml.peer.mesh import MeshConfig, NeighbourInfo
+from gossipml.peer.mesh import MeshConfig
+from gossipml.peer.neighbours import NeighbourInfo
 from gossipml.peer.wire import Body, Goodbye, HelloReply, Ping, Pong, Refusal, Update, UpdateAck, encode
 
 from .peers import (
@@ -32,6 +34,7 @@ from .peers import (
     make_facts,
     make_profile,
     make_update,
+    peer_id,
 )
 
 Scenario = Callable[[World, Cluster], Awaitable[None]]
@@ -650,6 +653,21 @@ def test_a_peer_that_claims_to_be_another_one_is_never_asked_twice() -> None:
         ann.mesh.learn([bob.contact])
         await trio.sleep(2)
         assert bob.id in connected(ann)
+
+    play(scenario)
+
+
+def test_nobody_far_away_makes_us_knock_at_our_own_machine() -> None:
+    async def scenario(world: World, peers: Cluster) -> None:
+        ann = await peers.start("ann")
+        inner = Address("127.0.0.1", 22)
+        profile = replace(make_profile("raw"), addresses=(inner, Address("10.7.7.7", 1)))
+        raw = await RawPeer.dial(world, "raw", ann, profile=profile)
+        hint = Contact(peer_id(9), (inner,), "digits", "nine")
+        await raw.say(replace(make_update(), contacts=(hint,)), BODY)
+        await trio.sleep(1)
+        addresses = [address for entry in ann.mesh.view.entries() for address in entry.contact.addresses]
+        assert addresses == [Address("10.7.7.7", 1), Address(world.host("raw"), 8711)]
 
     play(scenario)
 
