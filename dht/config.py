@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gossipml.dht.lookup import ALPHA
+from gossipml.dht.messages import MAX_CONTACTS
 from gossipml.dht.routing import K
 from gossipml.ids import Address
 
@@ -53,3 +54,7 @@ class DhtConfig:
     """A put answers when more than this share of the nodes has acknowledged."""
     get_quorum: int = 3
     """A get that wants any answer ends when this many nodes gave records (alpha)."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= MAX_CONTACTS:
+            raise ValueError(f"k is {self.k}; the contacts of a reply must fit one datagram: 1 to {MAX_CONTACTS}")

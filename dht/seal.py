@@ -15,7 +15,8 @@ wall clock in milliseconds. The receiver is inside the authenticated data, not o
 
 A replay has no effect: at the same node the window knows the counter, at another node the receiver differs, and
 after a restart the sid is another one and the two first-contact forms are refused when they are older than the
-start. What is not authentic is dropped without a word; every reason is counted by the caller.
+start (so a member whose clock is behind ours reaches us that much later after our start). What is not authentic
+is dropped without a word; every reason is counted by the caller.
 
 Leaves out: secrecy between members (all derive every key), and proof of who sent it (signatures do that).
 """

@@ -183,10 +183,14 @@ class Dht:
     async def bootstrap(self) -> int:
         """Look for the network at the known addresses; how many contacts the table has then."""
         addresses = [*self._known, *(contact.address for contact in self._lost)]
-        await self._ping_all(list(dict.fromkeys(addresses)))
-        for _ in range(SELF_LOOKUPS if len(self._node.table) else 0):
-            if await self.nearest(self.id):
-                break
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ping_all, list(dict.fromkeys(addresses)))
+            if addresses:
+                with trio.move_on_after(self._config.hard_wait):  # the first answer is enough to begin
+                    await self.wait_for_contacts()
+            for _ in range(SELF_LOOKUPS if len(self._node.table) else 0):
+                if await self.nearest(self.id):
+                    break
         return len(self._node.table)
 
     async def call(self, to: NodeContact | Address, question: Question) -> Answered | None:
@@ -317,7 +321,7 @@ class Dht:
         scope = trio.CancelScope()
 
         async def store() -> None:
-            with scope:
+            with scope, send:  # closed at the end, so that a put does not wait for a node that was stopped
                 async with trio.open_nursery() as nursery:
                     for holder in holders:
                         nursery.start_soon(store_one, holder)
@@ -330,9 +334,8 @@ class Dht:
         self._nursery.start_soon(store)
         acknowledged = 0
         try:
-            for _ in holders:
-                outcome = await receive.receive()
-                acknowledged += outcome is not None and outcome.held  # after the await: no update is lost
+            async for outcome in receive:
+                acknowledged += outcome is not None and outcome.held
                 if acknowledged > self._config.put_quorum * len(holders):
                     break
         except trio.Cancelled:

@@ -53,7 +53,7 @@ def contacts(count: int, address: Address = V4) -> tuple[NodeContact, ...]:
 
 PROOF = Proof(PublicKey(b"p" * 32), b"g" * 64)
 LARGEST = records.MAX_VALUE
-MESSAGES = [
+MESSAGES: list[Request | Reply] = [
     Request(CALL, SENDER, None, Ping()),
     Request(CALL, SENDER, Challenge(b"n" * 16, V4), Ping()),
     Request(CALL, SENDER, Challenge(b"n" * 16, V6), Find(KEY)),

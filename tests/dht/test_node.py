@@ -321,11 +321,11 @@ def test_an_answer_to_another_question_is_dropped(table: Table, credentials: Cal
         (Get(KEY), Got(b"z" * 20, (), 0, ())),
         (Store(record(credentials("a"))), Got(KEY, (), 0, ())),
     ):
-        asked = a.ask(C, question, 0.0, table.wall)  # type: ignore[arg-type]
+        asked = a.ask(C, question, 0.0, table.wall)
         assert asked is not None
         signed = messages.proof_bytes(a._pending[asked[0]].nonce, a.sid, liar.sealer.sid, C)
         proof = Proof(liar.identity.public_key, liar.identity.sign(signed))
-        reply = Reply(asked[0], proof, answer)  # type: ignore[arg-type]
+        reply = Reply(asked[0], proof, answer)
         assert table.deliver(liar.seal(reply, session_receiver(a.sid), table.wall), C, A) == []
     assert a.stats().dropped == {"malformed": 4}
 

@@ -14,6 +14,7 @@ import trio
 from gossipml.dht import records
 from gossipml.dht.config import DhtConfig
 from gossipml.dht.messages import Find, Found, Get, Got, NodeContact
+from gossipml.dht.node import Check
 from gossipml.dht.records import Kind, sign_record
 from gossipml.dht.service import Dht, running
 from gossipml.env import Datagrams
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Simulate = Callable[..., Any]  # what a scenario returns
 
+PORT = 8711
 KEYS = [records.topic_key(bytes((i,))) for i in range(20)]
 
 
@@ -408,6 +410,52 @@ def test_stopping_with_calls_under_way_ends_at_once(simulate: Simulate) -> None:
         assert first.dht.pending == 0
         assert await first.dht.get(KEYS[0]) == []  # not running: nobody is reached, nothing hangs
         assert await first.dht.put(cluster.announcement(first, KEYS[0])) == 1
+
+    simulate(scenario)
+
+
+def test_a_put_ends_when_its_node_is_stopped(simulate: Simulate) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        first, *others = await cluster.grow(4)
+        stored = []
+
+        async def put() -> None:
+            stored.append(await first.dht.put(cluster.announcement(first, KEYS[0])))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(put)
+            while not any(other.dht.stats.requests and other.dht.stats.records for other in others):
+                await trio.sleep(0.001)
+            first.scope.cancel()
+        assert 1 <= stored[0] <= 4
+
+    simulate(scenario, link=Link(delay=uniform(0.01, 0.03)))
+
+
+def test_one_dead_address_does_not_delay_joining_through_another(simulate: Simulate) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.grow(5)
+        late = await cluster.start("late")
+        late.dht.add_bootstrap([Address(cluster.world.host("nobody"), PORT)])
+        start = trio.current_time()
+        await late.dht.wait_for_contacts(5)
+        assert trio.current_time() - start < 1.0
+
+    simulate(scenario)
+
+
+def test_at_most_64_challenges_are_under_way(simulate: Simulate) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        alone = await cluster.start("alone")
+        rng = random.Random(1)
+        for number in range(300):
+            claimed = NodeContact(NodeId(rng.randbytes(20)), Address("10.9.9.9", 1000 + number))
+            await alone.dht._perform(Check(claimed))
+        await trio.sleep(0.1)
+        assert alone.dht.pending == 64
+        await trio.sleep(5)
+        assert alone.dht.pending == 0
+        assert alone.dht.stats.nodes == 0
 
     simulate(scenario)
 
