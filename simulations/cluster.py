@@ -30,12 +30,16 @@ from gossipml.identity import SEED_SIZE, Identity
 from gossipml.ids import Address
 from gossipml.keys import NetworkKeys
 from gossipml.models.trainer import Trainer
+from gossipml.peer.failure import FailureConfig
+from gossipml.peer.mesh import MeshConfig
 from gossipml.simulations.numpy_trainer import NumpyTrainer, Points, make_points
 from gossipml.token import COOKIE_SIZE, NETWORK_ID_SIZE, JoinToken
 
 PORT = 8711
 SLOW_ROUNDS = LearnerConfig(round_seconds=5.0, least_round=10.0, evaluate_seconds=60.0, save_seconds=30.0)
-"""Rounds of ten virtual seconds: an hour of a network is then simulated in seconds."""
+"""Rounds of ten virtual seconds."""
+PATIENT = MeshConfig(failure=FailureConfig(silence=60.0, answer=10.0, suspicion=20.0))
+"""Heartbeats every minute, not every five seconds: they would be nine tenths of what is simulated."""
 
 
 @dataclass
@@ -59,7 +63,7 @@ class Cluster:
     config: LearnerConfig
     members: dict[str, Member]
     nursery: trio.Nursery
-    base: NodeConfig = field(default_factory=lambda: NodeConfig(name="", listen=Address("0.0.0.0", PORT)))
+    base: NodeConfig = field(default_factory=lambda: NodeConfig(name="", listen=Address("0.0.0.0", PORT), mesh=PATIENT))
 
     @classmethod
     @asynccontextmanager
@@ -89,13 +93,13 @@ class Cluster:
 
     def crash(self, name: str) -> None:
         """`kill -9`: what was written is there at the next start, everything else is not."""
-        self.world.crash(name)
         self._cancel(name)
+        self.world.crash(name)
 
     def power_off(self, name: str) -> None:
         """As `crash`, and what was not synced is lost, too."""
-        self.world.power_off(name)
         self._cancel(name)
+        self.world.power_off(name)
 
     def running(self) -> list[Member]:
         return [member for member in self.members.values() if member.node is not None]
@@ -115,7 +119,7 @@ class Cluster:
     def _cancel(self, name: str) -> None:
         member = self.members[name]
         assert member.scope is not None, f"{name} is not running"
-        member.scope.cancel()
+        member.scope.cancel()  # first, so that no part sees its socket close and restarts
         member.node = member.trainer = member.scope = None
 
     async def _run(self, member: Member, *, task_status: trio.TaskStatus[None]) -> None:

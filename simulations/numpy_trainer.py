@@ -74,15 +74,13 @@ class NumpyTrainer:
         self._rng = np.random.Generator(np.random.PCG64(env.rng.getrandbits(64)))
 
     async def train(self, steps: int) -> RoundReport:
-        loss = 0.0
-        for _ in range(steps):
-            loss = await self._env.compute.run(self._step, cost=self._cost)
+        loss = await self._env.compute.run(self._steps, steps, cost=steps * self._cost)
         return RoundReport(steps, steps * BATCH, steps * self._cost, loss)
 
     async def snapshot(self, encoding: str) -> bytes:
         return encode(encoding, self._x)
 
-    async def merge(self, update: bytes, encoding: str, weight: float) -> MergeReport:
+    async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> MergeReport:
         try:
             incoming = decode(encoding, update, len(self._x))
         except RemoteError as error:
@@ -90,7 +88,7 @@ class NumpyTrainer:
         if not is_finite(incoming):
             return MergeReport(False, "the values are not finite", float("nan"))
         bound = self._bound.bound(float(np.linalg.norm(self._x)))
-        difference, distance = clipped_difference(self._x, incoming, np.float32(bound))
+        difference, distance = clipped_difference(self._x, incoming, np.array(bound, np.float32))
         self._bound.learn(float(distance))
         self._x += np.float32(weight) * difference
         return MergeReport(True, "", float(distance))
@@ -125,6 +123,10 @@ class NumpyTrainer:
     def parameters(self) -> Vector:
         """A copy of the flat parameters, for the one who watches."""
         return self._x.copy()
+
+    def _steps(self, steps: int) -> float:
+        """Mean loss of that many optimiser steps."""
+        return sum(self._step() for _ in range(steps)) / steps
 
     def _step(self) -> float:
         batch = self._rng.integers(0, len(self._points.targets), BATCH)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,9 +121,12 @@ class _Peer:
     row: PeerRow
     command: list[str]
     process: trio.Process | None = None
-    down: bool = False
-    """Killed on purpose and not started again yet."""
+    killed: bool = False
+    """On purpose, and not started again yet."""
     log: Path = field(default_factory=Path)
+
+    def is_down(self) -> bool:
+        return self.process is None or self.killed
 
 
 async def _demo(plan: Plan, view: View, folder: Path) -> Summary:
@@ -203,7 +206,7 @@ async def _start(peer: _Peer, folder: Path) -> None:
             info = peer.home.run_info()
             if info is not None and info.pid == peer.process.pid:
                 peer.row.api = info.api
-                peer.down = False
+                peer.killed = False
                 return
             await trio.sleep(0.05)
     raise UserError(f"the demo's peer {peer.row.name} did not start: {_last_words(peer)}")
@@ -216,7 +219,7 @@ def _last_words(peer: _Peer) -> str:
 
 async def _kill(peer: _Peer) -> None:
     assert peer.process is not None
-    peer.down = True
+    peer.killed = True
     peer.row.state = "killed"
     peer.process.send_signal(signal.SIGKILL)
     await peer.process.wait()
@@ -256,15 +259,15 @@ async def _refresh(peers: list[_Peer]) -> None:
 
 async def _look(peer: _Peer) -> None:
     """Bring the row of one peer up to date; a peer that died by itself ends the demo."""
-    if peer.process is None or peer.down:
+    if peer.is_down():
         return
-    if peer.process.poll() is not None:
+    if peer.process is not None and peer.process.poll() is not None:
         raise UserError(f"the demo's peer {peer.row.name} ended by itself: {_last_words(peer)}")
     try:
         status = await _get(peer.row.api, "/v1/status")
     except UserError:
         return  # being killed, or busy starting
-    if peer.down:
+    if peer.is_down():
         return
     row = peer.row
     row.state = status["state"]
@@ -313,7 +316,3 @@ async def _central(plan: Plan) -> float:
     if done.returncode:
         raise UserError(f"the central training failed: {done.stderr.decode(errors='replace').strip()[-500:]}")
     return float(json.loads(done.stdout)["accuracy"])
-
-
-def as_table(rows: list[PeerRow]) -> list[dict[str, object]]:
-    return [asdict(row) for row in rows]

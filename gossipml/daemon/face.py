@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -32,16 +32,16 @@ from gossipml.daemon.learner import Progress
 from gossipml.daemon.node import Node
 from gossipml.errors import UserError
 from gossipml.ids import format_peer_id
-from gossipml.models.trainer import Trainer
 
 MAX_WAITING = 256  # predictions under way; each waits for the worker at most a batch
 VERSION_DIGITS = 12  # of the digest, in the name of a version
 
 
 @dataclass(frozen=True)
-class Signature:
-    """What the worker says of its model beside the layout."""
+class About:
+    """What the worker says of its model and data beside the layout."""
 
+    source: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...]
@@ -50,13 +50,14 @@ class Signature:
 class Face:
     """Implements `gossipml.api.ports.Node` for a running `Node`."""
 
-    def __init__(self, node: Node, config: PeerConfig, signature: Callable[[Trainer], Signature]) -> None:
+    def __init__(self, node: Node, config: PeerConfig) -> None:
         self.node = node
         self.config = config
         self.api = config.api
         """Where the endpoint listens, once it does."""
+        self.about: About | None = None
+        """Known once the worker has loaded model and data."""
         self.events = Broadcast()
-        self._signature = signature
         self._begun = node.env.clock.now()
         self._waiting = 0
 
@@ -87,7 +88,7 @@ class Face:
             "sentence": self.readiness().sentence,
             "model": layout,
             "version": self._version(),
-            "data": config.data,
+            "data": self.about.source if self.about else config.data,
             "split": config.split,
             "part": f"{config.part[0]}/{config.part[1]}",
             "round": progress.round,
@@ -150,20 +151,20 @@ class Face:
     # Models and predictions
 
     def models(self) -> Sequence[ModelCard]:
-        trainer = self.node.learner.trainer
-        if trainer is None:
+        trainer, about = self.node.learner.trainer, self.about
+        if trainer is None or about is None:
             return []
-        signature, ready = self._signature(trainer), self.readiness()
+        ready = self.readiness()
         return [
             ModelCard(
                 name=trainer.layout.model,
                 version=self._version() if ready.ok else "",
                 platform="gossipml_torch",
-                inputs=signature.inputs,
-                outputs=signature.outputs,
+                inputs=about.inputs,
+                outputs=about.outputs,
                 ready=ready.ok,
                 reason="" if ready.ok else ready.sentence,
-                labels=signature.labels,
+                labels=about.labels,
             )
         ]
 

@@ -6,12 +6,14 @@ dies. `run.json` tells other commands where the running peer is; without the loc
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
 from gossipml import token as tokens
 from gossipml.env import files
@@ -20,10 +22,11 @@ from gossipml.identity import SEED_SIZE, Identity
 from gossipml.ids import Address
 from gossipml.token import COOKIE_SIZE, NETWORK_ID_SIZE, JoinToken
 
+fcntl: ModuleType | None
 try:
-    import fcntl
+    fcntl = importlib.import_module("fcntl")
 except ImportError:  # Windows: no lock; two peers on one home are not noticed there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 MAX_IDENTITY = 64  # bytes; one byte more than a seed is already wrong
 Secrets = Callable[[int], bytes]
@@ -97,7 +100,7 @@ class Home:
         if not self.is_locked():
             return None
         try:
-            return RunInfo(**json.loads(files.read_bounded(self.run_file, limit=4096)))
+            return RunInfo(**json.loads(files.read(self.run_file, limit=4096)))
         except (FileNotFoundError, ValueError, TypeError):
             return None  # still starting
 

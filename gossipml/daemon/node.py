@@ -31,7 +31,7 @@ from gossipml.peer.wire import Profile
 log = logging.getLogger("gossipml.node")
 
 FREE_PORT_TRIES = 20  # a free TCP port is rarely taken for UDP
-LOOK_SECONDS = (1.0, 60.0)  # between looks into the directory: while alone, and later
+LOOK_SECONDS = (1.0, 300.0)  # between looks into the directory: while alone, and later
 SAVE_CONTACTS_SECONDS = 30.0
 LEAVE_SECONDS = 2.0  # for telling the DHT that we go
 

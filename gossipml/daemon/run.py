@@ -6,19 +6,20 @@ import logging
 import os
 import platform
 import signal
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import trio
 
 from gossipml.api.server import ApiConfig, serve
 from gossipml.config import PeerConfig, write_config
-from gossipml.daemon.face import Face, Signature
+from gossipml.daemon.face import About, Face
 from gossipml.daemon.home import Home, RunInfo, join
 from gossipml.daemon.learner import LearnerConfig
 from gossipml.daemon.logs import start_logging
 from gossipml.daemon.node import Node, NodeConfig
-from gossipml.daemon.worker import WorkerTrainer, open_worker
+from gossipml.daemon.worker import WorkerInfo, open_worker
 from gossipml.env import Credentials, Env, files
 from gossipml.env.real import real_env
 from gossipml.errors import UserError
@@ -60,8 +61,11 @@ def check_options(config: PeerConfig) -> None:
 
 
 async def _run(home: Home, env: Env, credentials: Credentials, token: JoinToken, config: PeerConfig, new: bool) -> None:
-    def open_trainer() -> AbstractAsyncContextManager[Trainer]:
-        return open_worker(config, credentials.keys.network_id)
+    @asynccontextmanager
+    async def open_trainer() -> AsyncIterator[Trainer]:
+        async with open_worker(config, credentials.keys.network_id) as worker:
+            face.about = about(worker.info)
+            yield worker
 
     node = Node(
         env,
@@ -73,9 +77,9 @@ async def _run(home: Home, env: Env, credentials: Credentials, token: JoinToken,
             learner=LearnerConfig(max_rounds=config.max_rounds, target_accuracy=config.target_accuracy),
         ),
         open_trainer,
-        on_progress=lambda progress: face.on_progress(progress),
+        on_progress=lambda progress: face.on_progress(progress),  # noqa: PLW0108  # face comes after node
     )
-    face = Face(node, config, _signature)
+    face = Face(node, config)
     api = ApiConfig(listen=config.api)
 
     async def endpoint(*, task_status: trio.TaskStatus[object]) -> None:
@@ -112,9 +116,8 @@ def _greet(home: Home, info: RunInfo, new: bool) -> None:
         log.info("  gossipml peer start --join %s", home.token_file.name)
 
 
-def _signature(trainer: Trainer) -> Signature:
-    assert isinstance(trainer, WorkerTrainer)
-    return Signature(trainer.info.inputs, trainer.info.outputs, trainer.info.labels)
+def about(info: WorkerInfo) -> About:
+    return About(info.source, info.inputs, info.outputs, info.labels)
 
 
 def _first(group: BaseExceptionGroup[UserError]) -> UserError:

@@ -41,7 +41,8 @@ def read_private(path: Path, *, limit: int) -> bytes:
 
 
 def _bounded(file: BinaryIO, path: Path, limit: int) -> bytes:
-    data = file.read(limit + 1)
+    # The size is asked first: read(limit + 1) would set that much memory aside, whatever the file holds.
+    data = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"longer than the limit of {limit} bytes", str(path))
     return data
