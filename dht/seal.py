@@ -42,7 +42,7 @@ MAX_BODY = MAX_DATAGRAM - OVERHEAD
 MAX_SKEW_MS = 120_000  # clocks of real machines agree much better; also how long a sid must be remembered
 WINDOW = 1024  # counters; more than a receive buffer of datagrams can be reordered
 MAX_SIDS = 4096  # about 3 MB; more senders than a node hears in two minutes
-MAX_OWN_ADDRESSES = 16  # bounds the tries for one ADDRESS datagram
+MAX_OWN_ADDRESSES = 32  # bounds the tries for one ADDRESS datagram: 60 us; a machine with many bridges has as many
 
 
 class Form(enum.IntEnum):

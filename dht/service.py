@@ -378,12 +378,9 @@ class Dht:
     def _learn_own_addresses(self) -> None:
         """Interfaces come and go; a forwarded port is known by configuration only."""
         bound = self._local
-        own = list(self._env.net.own_addresses(bound))
-        if bound.host in ("0.0.0.0", "::"):  # comparing, not binding
-            own.append(Address("127.0.0.1", bound.port))
-        if bound.host == "::":
-            own.append(Address("::1", bound.port))
-        self._own = tuple(dict.fromkeys((*self._config.also_at, *own)))
+        loopback = {"0.0.0.0": ["127.0.0.1"], "::": ["127.0.0.1", "::1"]}.get(bound.host, [])
+        own = [Address(host, bound.port) for host in loopback]
+        self._own = tuple(dict.fromkeys((*self._config.also_at, *own, *self._env.net.own_addresses(bound))))
         self._node.set_addresses(self._own)
 
     async def _refresh_one(self, now: float) -> None:
