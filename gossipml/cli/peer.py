@@ -121,7 +121,7 @@ def list_peers(context: typer.Context, as_json: Json = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    peers = ask(context.obj.home.require_run_info(), "/v1/peers")
+    peers = ask(context.obj.home.require_run_info(), "/v1/peers")["peers"]
     if as_json:
         print_json(peers)
         return
@@ -141,7 +141,7 @@ def list_peers(context: typer.Context, as_json: Json = False) -> None:
             peer["state"],
             peer["model"] or "-",
             peer["address"],
-            f"{peer['age']:,.0f}",
+            "-" if peer["age"] is None else f"{peer['age']:,.0f}",
             megabytes(peer["bytes_sent"]),
             megabytes(peer["bytes_received"]),
             "-" if seen is None else f"{duration(seen)} ago",
