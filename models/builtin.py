@@ -26,7 +26,7 @@ class DigitsMlp(Classifier):
     data = "digits"
     input_shape = (64,)
     labels = DIGITS
-    batch = 32
+    batch = 16
     learning_rate = 0.05
     momentum = 0.9
 

@@ -7,8 +7,12 @@
 | `int8` | 4 ceil(n / 256) + n | one float32 scale per block of 256 values, then one int8 per value |
 
 int8: scale = max |x| of the block / 127, value = q * scale, q rounded to nearest, from -127 to 127 (-128 is
-read as what it says). Nearest and not stochastic: its error is half as large, costs a third of the time, and
-stochastic rounding reached no better accuracy in gossip (`benchmarks/train_speed.py --encodings`).
+read as what it says). Nearest and not stochastic, by measurement (test accuracy of the neighbourhood average):
+
+| | float32 | int8 nearest | int8 stochastic |
+|---|---|---|---|
+| digits, 10 peers, dirichlet:0.5, 60 rounds | 0.962 | 0.962 | 0.962 |
+| mnist, 4 peers, labels:4, 10 / 20 rounds | 0.902 / 0.941 | 0.891 / 0.939 | 0.849 / 0.923 |
 
 Bytes from peers are hostile: the length is compared with n before anything else, scales are checked before
 they multiply, values before they leave. numpy only; works in slices that stay in the cache.
@@ -26,7 +30,7 @@ from gossipml.errors import LocalError, RemoteError
 Vector = NDArray[np.float32]  # (n,), contiguous
 
 ENCODINGS: Final = ("float32", "float16", "int8")
-BLOCK: Final = 256  # scales add 1.6 % to the bytes; measured: 64 gives no better accuracy, 1,024 a larger error
+BLOCK: Final = 256  # scales add 1.6 % to the bytes; one large value spoils the precision of 255 others (guess)
 SLICE: Final = 64 * BLOCK  # 64 KiB of float32: source, scratch and result fit the second-level cache
 
 MAX_MAGNITUDE: Final = 1e9  # no trained parameter comes near; its squares still add up in float32

@@ -73,16 +73,14 @@ def build_flat(spec: Spec, network_id: bytes, device: torch.device) -> tuple[Fla
     words = hashlib.sha256(network_id + b"|" + spec.name.encode() + b"|" + layout.digest.encode()).digest()
     seed = int.from_bytes(words[:8], "big") >> 1  # torch takes 63 bits
     module, again = _build(spec, seed), _build(spec, seed)
-    for first, second in zip(module.state_dict().values(), again.state_dict().values(), strict=True):
-        if not torch.equal(first, second):
-            raise UserError(
-                f"build() of the model {spec.name!r} gives other parameters each time; draw them from torch's global "
-                "generator alone, without seeding it"
-            )
-    flat = FlatModule(module, device)
-    if not bool(torch.isfinite(flat.vector).all()):
+    if not all(bool(tensor.isfinite().all()) for tensor in module.state_dict().values()):
         raise UserError(f"build() of the model {spec.name!r} gives parameters that are not finite")
-    return flat, layout
+    if layout_of(spec, module) != layout or not _same(module, again):
+        raise UserError(
+            f"build() of the model {spec.name!r} gives other parameters each time; draw them from torch's global "
+            "generator alone, without seeding it"
+        )
+    return FlatModule(module, device), layout
 
 
 def layout_of(spec: Spec, module: torch.nn.Module) -> Layout:
@@ -101,6 +99,11 @@ def layout_of(spec: Spec, module: torch.nn.Module) -> Layout:
     if not 0 < size <= MAX_PARAMETERS:
         raise UserError(f"the model {spec.name!r} has {size} parameters; there must be 1 to {MAX_PARAMETERS}")
     return Layout(spec.name, hashlib.sha256(codec.pack(fields)).hexdigest(), size)
+
+
+def _same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    one, other = first.state_dict(), second.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _build(spec: Spec, seed: int) -> torch.nn.Module:

@@ -29,7 +29,7 @@ class Progress:
     model: str
     steps: int
     serve_average: bool
-    merged: bool
+    rounds_alone: int
     order: str
     optimiser: str
     clipping: list[float]
@@ -38,7 +38,8 @@ class Progress:
 def pack(tensors: dict[str, torch.Tensor], progress: Progress) -> bytes:
     """The file's bytes."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return save(whole, {"format": FORMAT, "progress": json.dumps(asdict(progress))})
+    # One entry: the order of several is not the same each time, and equal states shall be equal files.
+    return save(whole, {FORMAT: json.dumps(asdict(progress))})
 
 
 def unpack(data: bytes, layout: Layout) -> tuple[dict[str, torch.Tensor], Progress]:
@@ -49,15 +50,13 @@ def unpack(data: bytes, layout: Layout) -> tuple[dict[str, torch.Tensor], Progre
         if len(data) < 8 or size > min(MAX_HEADER, len(data) - 8):
             raise ValueError(f"its header claims {size} bytes")
         metadata = json.loads(data[8 : 8 + size])["__metadata__"]
-        if metadata["format"] != FORMAT:
-            raise ValueError(f"its format is {metadata['format']!r:.40}, not {FORMAT!r}")
-        fields = json.loads(metadata["progress"])
+        fields = json.loads(metadata[FORMAT])
         progress = Progress(
             digest=str(fields["digest"]),
             model=str(fields["model"]),
             steps=int(fields["steps"]),
             serve_average=bool(fields["serve_average"]),
-            merged=bool(fields["merged"]),
+            rounds_alone=int(fields["rounds_alone"]),
             order=str(fields["order"]),
             optimiser=str(fields["optimiser"]),
             clipping=[float(length) for length in fields["clipping"][:MAX_NORMS]],
