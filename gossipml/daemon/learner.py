@@ -26,6 +26,8 @@ from gossipml.peer.mesh import Mesh
 
 log = logging.getLogger("gossipml.learner")
 
+LOG_SECONDS = 5.0  # between two lines about it
+
 State = Literal["starting", "training", "averaging", "stopped"]
 
 
@@ -39,8 +41,10 @@ class LearnerConfig:
     """Training in a round, when an epoch is not shorter: as long as four int8 sends of a small model (measured)."""
     least_round: float = 0.1
     """A round takes at least this long, whatever the data: ten pushes a second are enough for a tiny dataset."""
-    evaluate_seconds: float = 1.0
-    """Between two looks at the accuracy, which cost training time."""
+    evaluate_seconds: float = 0.5
+    """Between two looks at the accuracy ..."""
+    evaluate_share: float = 0.05
+    """... and more where a look is slow: no more than this share of the time goes into it."""
     save_seconds: float = 5.0
     """At most this much training is lost with the machine (guess)."""
     last_save_seconds: float = 20.0
@@ -57,6 +61,8 @@ class Progress:
     loss: float | None = None
     seconds: float = 0.0
     """Spent in training."""
+    evaluation_seconds: float = 0.0
+    """Spent in looking at the accuracy, in this run."""
     evaluation: Evaluation | None = None
 
 
@@ -79,7 +85,8 @@ class Learner:
         self._pace = 0.0  # seconds a step, smoothed; 0 before the first
         self._saved_at = -math.inf
         self._evaluated_at = -math.inf
-        self._saved_age = -1.0
+        self._evaluate_pause = config.evaluate_seconds
+        self._logged_at = -math.inf
 
     async def run(self, mesh: Mesh, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Train and average until cancelled, then save. Raises what the trainer raises when it dies."""
@@ -108,7 +115,7 @@ class Learner:
             report = await trainer.train(self._steps(trainer))
             self._count(report)
             await mesh.gossip_round(report.samples, self.progress.round)
-            if self._due(self._evaluated_at, self._config.evaluate_seconds) or self._is_last_round():
+            if self._due(self._evaluated_at, self._evaluate_pause) or self._is_last_round():
                 await self._evaluate(trainer)
             if self._due(self._saved_at, self._config.save_seconds):
                 await self._save(trainer, mesh)
@@ -130,7 +137,7 @@ class Learner:
                 await self._evaluate(trainer)
                 if self._due(self._saved_at, self._config.save_seconds):
                     await self._save(trainer, mesh)
-            await trio.sleep(self._config.evaluate_seconds)
+            await trio.sleep(self._evaluate_pause)
 
     def _finished(self) -> bool:
         config, progress = self._config, self.progress
@@ -161,10 +168,15 @@ class Learner:
         )
 
     async def _evaluate(self, trainer: Trainer) -> None:
+        begun = self._env.clock.now()
         evaluation = await trainer.evaluate()
-        self._evaluated_at = self._env.clock.now()
-        self._tell(evaluation=evaluation)
-        log.info("round %d: %s", self.progress.round, describe(evaluation))
+        self._evaluated_at = now = self._env.clock.now()
+        took = now - begun
+        self._evaluate_pause = max(self._config.evaluate_seconds, took / self._config.evaluate_share)
+        self._tell(evaluation=evaluation, evaluation_seconds=self.progress.evaluation_seconds + took)
+        if self._due(self._logged_at, LOG_SECONDS):
+            self._logged_at = now
+            log.info("round %d: %s", self.progress.round, describe(evaluation))
 
     async def _resume(self, trainer: Trainer, mesh: Mesh) -> None:
         resume = await load_resume(self._env, trainer.layout)

@@ -36,8 +36,16 @@ log = logging.getLogger("gossipml")
 FIRST_TOKEN_SECONDS = 30 * 86400.0  # the token that a first start makes lets others in for so long
 
 
-def run_peer(home: Home, config: PeerConfig, offered: JoinToken | None, *, verbose: bool) -> None:
+def run_peer(
+    home: Home,
+    config: PeerConfig,
+    offered: JoinToken | None,
+    *,
+    verbose: bool = False,
+    learner: LearnerConfig | None = None,
+) -> None:
     """Run a peer on `home` until SIGTERM, SIGINT or SIGHUP. UserError when it cannot start."""
+    learner = replace(learner or LearnerConfig(), max_rounds=config.max_rounds, target_accuracy=config.target_accuracy)
     check_options(config)
     with home.lock():
         env = real_env(home.path)
@@ -49,7 +57,7 @@ def run_peer(home: Home, config: PeerConfig, offered: JoinToken | None, *, verbo
         if not home.config_file.exists():
             files.write_atomic(home.config_file, write_config(config).encode())
         start_logging(home.log_file, verbose=verbose)
-        trio.run(_run, home, env, credentials, token, config, new)
+        trio.run(_run, home, env, credentials, token, config, learner, new)
 
 
 def check_options(config: PeerConfig) -> None:
@@ -60,7 +68,15 @@ def check_options(config: PeerConfig) -> None:
     parse_rule(config.split)
 
 
-async def _run(home: Home, env: Env, credentials: Credentials, token: JoinToken, config: PeerConfig, new: bool) -> None:
+async def _run(
+    home: Home,
+    env: Env,
+    credentials: Credentials,
+    token: JoinToken,
+    config: PeerConfig,
+    learner: LearnerConfig,
+    new: bool,
+) -> None:
     @asynccontextmanager
     async def open_trainer() -> AsyncIterator[Trainer]:
         async with open_worker(config, credentials.keys.network_id) as worker:
@@ -74,7 +90,7 @@ async def _run(home: Home, env: Env, credentials: Credentials, token: JoinToken,
             name=config.name,
             listen=config.listen,
             first_contacts=token.addresses,
-            learner=LearnerConfig(max_rounds=config.max_rounds, target_accuracy=config.target_accuracy),
+            learner=learner,
         ),
         open_trainer,
         on_progress=lambda progress: face.on_progress(progress),  # noqa: PLW0108  # face comes after node

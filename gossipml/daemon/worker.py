@@ -153,7 +153,7 @@ class WorkerTrainer:
     async def snapshot(self, encoding: str) -> bytes:
         return await self._fetch("snapshot", {"encoding": encoding})
 
-    async def merge(self, update: bytes, encoding: str, weight: float) -> MergeReport:
+    async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> MergeReport:
         if not math.isfinite(weight):
             raise UserError(f"merge weight {weight} is not from 0 to 1")
         ok = await self._deliver("merge", {"encoding": encoding, "weight": float(weight)}, update)
@@ -217,7 +217,7 @@ class WorkerTrainer:
             else:  # the worker may still write into the file
                 pending.abandoned = True
 
-    async def _deliver(self, do: str, asked: dict[str, object], data: bytes) -> Fields:
+    async def _deliver(self, do: str, asked: dict[str, object], data: bytes | bytearray) -> Fields:
         """The answer to a request whose bytes lie in the inbox."""
         await self._inbox_slot.acquire()
         try:

@@ -64,7 +64,10 @@ async def hour(world: World) -> Facts:
         facts["spread"] = cluster.spread()
         facts["neighbours"] = min(len(member.node.mesh.links()) for member in cluster.running() if member.node)
         facts["crashed parts"] = sum(
-            part.crashes for member in cluster.running() if member.node for part in member.node.supervisor.parts.values()
+            part.crashes
+            for member in cluster.running()
+            if member.node
+            for part in member.node.supervisor.parts.values()
         )
     facts["events"] = world.events
     facts["digest"] = world.digest
