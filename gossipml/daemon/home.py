@@ -127,6 +127,7 @@ class Home:
                         f"a peer of {self.path} is already running; see it with `gossipml peer status`, stop it "
                         "with `gossipml peer stop`, or choose another home with --home DIR"
                     ) from None
+            self.run_file.unlink(missing_ok=True)  # of a run that was killed
             try:
                 yield
             finally:

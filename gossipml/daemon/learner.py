@@ -92,23 +92,34 @@ class Learner:
         """Train and average until cancelled, then save. Raises what the trainer raises when it dies."""
         task_status.started()
         self._tell(state="starting")
-        async with self._open_trainer() as trainer:
-            await self._resume(trainer, mesh)
-            self.trainer = trainer
-            mesh.attach(trainer, model_facts(trainer.layout))
+        done = trio.Event()
+        async with trio.open_nursery() as nursery:
+            trainer: Trainer = await nursery.start(self._hold_trainer, done)
             try:
+                await self._resume(trainer, mesh)
+                self.trainer = trainer
+                mesh.attach(trainer, model_facts(trainer.layout))
                 await self._train(trainer, mesh)
                 await self._average(trainer, mesh)
             finally:
-                with trio.CancelScope(shield=True):
-                    mesh.detach()
-                    with trio.move_on_after(self._config.last_save_seconds):
-                        await self._save(trainer, mesh)
+                mesh.detach()
+                with trio.CancelScope(shield=True), trio.move_on_after(self._config.last_save_seconds):
+                    await self._save(trainer, mesh)
                 self.trainer = None
                 self._tell(state="stopped")
+                done.set()
+
+    async def _hold_trainer(self, done: trio.Event, *, task_status: trio.TaskStatus[Trainer]) -> None:
+        """Keep the trainer alive until `done`, through a cancellation too: its state is still to be saved then."""
+        with trio.CancelScope() as scope:
+            async with self._open_trainer() as trainer:
+                scope.shield = True
+                task_status.started(trainer)
+                await done.wait()
 
     async def _train(self, trainer: Trainer, mesh: Mesh) -> None:
         await self._evaluate(trainer)
+        self._saved_at = self._env.clock.now()  # nothing is lost before the first round
         self._tell(state="training")
         while not self._finished():
             begun = self._env.clock.now()
