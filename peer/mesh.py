@@ -32,6 +32,8 @@ from gossipml.peer.wire import BOOT_SIZE, Hello, Message, Ping, Pong, Profile, U
 
 log = logging.getLogger("gossipml.peer")
 
+MAX_STRANGERS = 16  # as many addresses as a token has
+
 
 @dataclass(frozen=True)
 class MeshConfig:
@@ -73,6 +75,8 @@ class Mesh:
         self.gossip = gossip
         self.view = gossip.view
         self.stats = Stats()
+        self.strangers: dict[Address, str] = {}
+        """Addresses where somebody answered who is no member as we are, and what is wrong; the latest of them."""
         self.profile = replace(profile, model=facts.model, digest=facts.digest) if facts else profile
         self.own = credentials.identity.peer_id
         self._env = env
@@ -301,9 +305,16 @@ class Mesh:
     async def _connect(self, address: Address, expected: PeerId | None) -> Stream | None:
         try:
             with trio.fail_after(self.config.dial_seconds):
-                return await self._env.net.connect(address, expected, self._credentials)
+                stream = await self._env.net.connect(address, expected, self._credentials)
+            self.strangers.pop(address, None)
+            return stream
         except (OSError, RemoteError, trio.TooSlowError) as error:
             what = str(error) or type(error).__name__
+            if isinstance(error, RemoteError) and self.strangers.get(address) != what:
+                log.warning("no session with %s: %s", address, what)
+                self.strangers[address] = what
+                while len(self.strangers) > MAX_STRANGERS:
+                    del self.strangers[next(iter(self.strangers))]
             log.debug("dialling %s failed: %s", address, what)
             if expected is not None:
                 self._note(expected, f"dialling {address}: {what}")

@@ -107,8 +107,15 @@ class Face:
             "addresses": [str(address) for address in node.addresses],
             "api": str(self.api),
             "uptime": node.env.clock.now() - self._begun,
-            "problems": list(node.supervisor.problems()),
+            "problems": self._problems(),
         }
+
+    def _problems(self) -> list[JSON]:
+        """What a person should know: parts that keep crashing, and, while alone, who turned us away."""
+        problems: list[JSON] = [*self.node.supervisor.problems()]
+        if not self.node.mesh.links():
+            problems += [f"no session with {address}: {why}" for address, why in self.node.mesh.strangers.items()]
+        return problems
 
     def peers(self) -> list[dict[str, JSON]]:
         now = self.node.env.clock.now()

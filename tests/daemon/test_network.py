@@ -164,6 +164,7 @@ def test_a_stranger_stays_out_and_the_reason_stands_in_the_log(
 
     until(lambda: "token" in log(stranger), 30, "the stranger is told")
     until(lambda: "token" in log(member), 30, "the member says whom it refused")
+    assert any("token" in problem for problem in stranger.status()["problems"])
     assert member.status()["neighbours"] == stranger.status()["neighbours"] == 0
     # The easy route of the model answers as its specification says.
     until(lambda: member.ask("/v1/status")["state"] == "averaging", 60, "xor is trained")
