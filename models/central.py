@@ -40,10 +40,11 @@ def train_central(
     until: float | None = None,
     network_id: bytes = b"",
     seed: int = 0,
+    every: int = ROUND,
 ) -> CentralResult:
     """Trains for `epochs`, or until the served test accuracy is `until`. Blocks.
 
-    Torch's number of threads is the caller's choice.
+    Looks at the accuracy `every` so many steps. Torch's number of threads is the caller's choice.
     """
     check_fit(spec, data)
     trainer = LocalTrainer(spec, take_part(data, Rule("iid"), Part(1, 1), seed), network_id=network_id, seed=seed)
@@ -53,7 +54,7 @@ def train_central(
     while trainer.steps < steps:
         start = time.perf_counter()
         trainer.begin_round()
-        for _ in range(min(ROUND, steps - trainer.steps)):
+        for _ in range(min(every, steps - trainer.steps)):
             trainer.step()
         trainer.end_round()
         seconds += time.perf_counter() - start

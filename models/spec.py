@@ -80,20 +80,33 @@ class Sgd:
 class Spec(Protocol):
     """A model. `Classifier` gives all but `name`, `input_shape`, `labels` and `build`."""
 
-    name: str
-    """What it is called in the network: `[a-z0-9][a-z0-9_-]{0,63}`."""
-    data: str
-    """The source that it trains on when the user names none; empty when there is no such source."""
-    batch: int
-    """Samples per optimiser step."""
-    inputs: tuple[TensorSpec, ...]
-    """One tensor: a sample as requests bring it, before `ingest`."""
-    outputs: tuple[TensorSpec, ...]
-    """The fields of an answer of `egest` that the Open Inference Protocol shows as tensors."""
-    features: tuple[str, ...]
-    """Names of the input values for query parameters, in order; empty when they have none."""
-    labels: tuple[str, ...]
-    """Names of the classes; empty when the model does not classify."""
+    @property
+    def name(self) -> str:
+        """What it is called in the network: `[a-z0-9][a-z0-9_-]{0,63}`."""
+
+    @property
+    def data(self) -> str:
+        """The source that it trains on when the user names none; empty when there is no such source."""
+
+    @property
+    def batch(self) -> int:
+        """Samples per optimiser step."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """One tensor: a sample as requests bring it, before `ingest`."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The fields of an answer of `egest` that the Open Inference Protocol shows as tensors."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the input values for query parameters, in order; empty when they have none."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes; empty when the model does not classify."""
 
     def build(self) -> torch.nn.Module: ...
 

@@ -82,7 +82,7 @@ def create_shared_file(name: str) -> int:
         return os.dup(file.fileno())
 
 
-def write_shared(descriptor: int, data: bytes | memoryview) -> None:
+def write_shared(descriptor: int, data: bytes | bytearray) -> None:
     """Puts `data` at the beginning of a shared file. Blocks, without Python's lock."""
     _cut_back(descriptor, len(data))
     view, done = memoryview(data), 0

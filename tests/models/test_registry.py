@@ -96,7 +96,7 @@ def test_a_file_without_the_interface_says_what_is_missing(tmp_path: Path, text:
 def test_a_wrong_datatype_names_the_right_ones() -> None:
     class Odd(Classifier):
         name = "odd"
-        outputs = (TensorSpec("x", "FLOAT", (-1, 2)),)  # type: ignore[assignment]
+        outputs = (TensorSpec("x", "FLOAT", (-1, 2)),)
         input_shape = (2,)
 
         def build(self) -> object:  # type: ignore[override]

@@ -124,9 +124,9 @@ def test_the_digest_knows_names_and_shapes() -> None:
         (lambda: nn.Linear(4, 2).double(), "'weight' of 'odd' is torch.float64"),
         (nn.ReLU, "has 0 parameters"),
         (lambda: 3, "gave a int, not a torch.nn.Module"),
-        (lambda: nn.Linear(4, "x"), "failed: TypeError"),
+        (lambda: nn.Linear(-1, 2), "failed: RuntimeError"),
         (lambda: nn.Linear(torch.seed() % 1000 + 1, 2), "other parameters each time"),
-        (lambda: nn.Linear(4, 2).apply(lambda layer: layer.weight.data.fill_(np.nan)), "not finite"),
+        (lambda: nn.PReLU(3, init=float("nan")), "not finite"),
     ],
 )
 def test_modules_that_cannot_be_averaged_are_refused(build, says: str) -> None:  # type: ignore[no-untyped-def]
@@ -313,6 +313,21 @@ def test_evaluation_can_be_interleaved_with_training_and_prediction(digits: Data
         trainer.predict(json.dumps(digits.test.inputs[0].tolist()).encode())
         trainer.merge(trainer.snapshot("int8"), "int8", 0.5)
     assert chunks >= 4
+
+
+def test_a_peer_alone_serves_what_is_better_and_one_with_uneven_data_trusts_the_average(digits: Dataset) -> None:
+    alone = make(digits)
+    train(alone, 100)  # the average is still the beginning
+    assert alone.evaluate().served == "local"
+    uneven = make(digits, rule=Rule("labels", 4))
+    behind = uneven.snapshot("float32")
+    train(uneven, 100)
+    assert uneven.merge(behind, "float32", 0.0).applied
+    uneven._average.copy_(uneven._x)
+    uneven._average[-10:] += 1.0 * torch.arange(10)  # somewhat worse on every class
+    worse = uneven.evaluate()
+    assert worse.served == "average"
+    assert worse.validation_accuracy < 1
 
 
 def test_predictions_name_the_right_digit(digits: Dataset) -> None:
