@@ -28,6 +28,7 @@ try:
 except ImportError:  # Windows: no lock; two peers on one home are not noticed there
     fcntl = None
 
+MAX_API_KEY = 512
 MAX_IDENTITY = 64  # bytes; one byte more than a seed is already wrong
 Secrets = Callable[[int], bytes]
 
@@ -91,6 +92,13 @@ class Home:
             return read_token(self.token_file)
         except FileNotFoundError:
             return None
+
+    def api_key(self) -> str:
+        """The key that the HTTP endpoint asks for, from HOME/api-key; empty without that file."""
+        try:
+            return files.read_private(self.path / "api-key", limit=MAX_API_KEY).decode("ascii", "replace").strip()
+        except FileNotFoundError:
+            return ""
 
     def keep_token(self, token: JoinToken) -> None:
         files.write_atomic(self.token_file, (token.encode() + "\n").encode(), private=True)

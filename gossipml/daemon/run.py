@@ -46,7 +46,7 @@ def run_peer(
 ) -> None:
     """Run a peer on `home` until SIGTERM, SIGINT or SIGHUP. UserError when it cannot start."""
     learner = replace(learner or LearnerConfig(), max_rounds=config.max_rounds, target_accuracy=config.target_accuracy)
-    check_options(config)
+    api = check_options(home, config)
     with home.lock():
         env = real_env(home.path)
         new = home.token() is None and offered is None
@@ -57,15 +57,16 @@ def run_peer(
         if not home.config_file.exists():
             files.write_atomic(home.config_file, write_config(config).encode())
         start_logging(home.log_file, verbose=verbose)
-        trio.run(_run, home, env, credentials, token, config, learner, new)
+        trio.run(_run, home, env, credentials, token, config, learner, api, new)
 
 
-def check_options(config: PeerConfig) -> None:
-    """UserError for a model, data source or split that cannot be had, before anything is started."""
+def check_options(home: Home, config: PeerConfig) -> ApiConfig:
+    """How to serve HTTP. UserError for options that cannot be had, before anything is written or started."""
     check_model_name(config.model)
     if config.data:
         check_source(config.data)
     parse_rule(config.split)
+    return ApiConfig(listen=config.api, api_key=home.api_key())
 
 
 async def _run(
@@ -75,6 +76,7 @@ async def _run(
     token: JoinToken,
     config: PeerConfig,
     learner: LearnerConfig,
+    api: ApiConfig,
     new: bool,
 ) -> None:
     @asynccontextmanager
@@ -96,7 +98,6 @@ async def _run(
         on_progress=lambda progress: face.on_progress(progress),  # noqa: PLW0108  # face comes after node
     )
     face = Face(node, config)
-    api = ApiConfig(listen=config.api)
 
     async def endpoint(*, task_status: trio.TaskStatus[object]) -> None:
         await serve(face, api, task_status=task_status)
