@@ -66,14 +66,13 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Sgd:
-    """Plain stochastic gradient descent, as `torch.optim.SGD` without dampening.
+    """Plain stochastic gradient descent, as `torch.optim.SGD` without dampening and Nesterov.
 
     Asked for by this name because making any `torch.optim` optimiser imports 800 modules: 75 MB and 1.7 s.
     """
 
     learning_rate: float
     momentum: float = 0.0
-    nesterov: bool = False
     weight_decay: float = 0.0
 
 
