@@ -43,8 +43,17 @@ def status(api: str) -> Any:  # Any: JSON
 
 
 @contextmanager
-def running_peers(folder: Path, options: Sequence[Sequence[str]]) -> Iterator[list[str]]:
-    """Peers of one new network, one for each list of options; their HTTP addresses. All are ended afterwards."""
+def running_peers(
+    folder: Path,
+    options: Sequence[dict[str, object]],
+    learner: dict[str, object] | None = None,
+    gate: Path | None = None,
+) -> Iterator[list[str]]:
+    """Peers of one new network, one for each set of options; their HTTP addresses. All are ended afterwards.
+
+    `learner` changes fields of `LearnerConfig` that no option of `gossipml peer start` has. With a `gate`, all have
+    loaded model and data when the block begins, and train when that file is made.
+    """
     env = real_env(folder)
     token = new_network(env.secrets, expires=0, addresses=())
     processes: list[subprocess.Popen[bytes]] = []
@@ -54,8 +63,10 @@ def running_peers(folder: Path, options: Sequence[Sequence[str]]) -> Iterator[li
             home = Home(folder / f"peer{index}")
             home.prepare()
             join(home, token, wall=env.clock.wall(), secrets=env.secrets, seconds=0)
-            command = [sys.executable, "-P", "-m", "gossipml", "--home", str(home.path), "peer", "start"]
-            command += ["--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--name", f"peer{index}", *extra]
+            config = {"listen": "127.0.0.1:0", "api": "127.0.0.1:0", "name": f"peer{index}", **extra}
+            program = str(Path(__file__).with_name("peer_process.py"))
+            command = [sys.executable, "-P", program, str(home.path), json.dumps(config), json.dumps(learner or {})]
+            command += [str(gate)] if gate else []
             with (folder / f"peer{index}.log").open("wb") as log:
                 processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
             info = None
@@ -67,6 +78,8 @@ def running_peers(folder: Path, options: Sequence[Sequence[str]]) -> Iterator[li
             apis.append(info.api)
             if index == 0:
                 token = token.with_addresses(tuple(parse_address(text) for text in info.addresses))
+        while gate is not None and not all((folder / f"peer{i}" / "loaded").exists() for i in range(len(options))):
+            time.sleep(0.02)
         yield apis
     finally:
         for process in processes:

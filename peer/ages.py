@@ -52,6 +52,7 @@ class Ages:
         self._alone = 0  # rounds without a merge
         self._per_round = 0.0  # samples, smoothed
         self._merged: dict[PeerId, int] = {}  # merges of each sender in this round
+        self._heard: frozenset[PeerId] = frozenset()  # senders merged in the round before; asked only whether in it
         self._mass = self.own + 1.0
 
     def restore(self, age: float) -> None:
@@ -66,10 +67,14 @@ class Ages:
     def begin_round(self) -> None:
         """From here on a new mean is formed, out of our own model to begin with."""
         self._alone = 0 if self._merged else self._alone + 1
-        self._merged.clear()
+        self._heard, self._merged = frozenset(self._merged), {}
         self._round += 1
         faded = max(self.config.isolated_least, 0.5 ** (max(0, self._alone - 1) / self.config.half_life))
         self._mass = (self.own + 1.0) * faded
+
+    def heard(self, peer: PeerId) -> bool:
+        """Whether a model of the peer was merged in the round before this one."""
+        return peer in self._heard
 
     def claimed(self, peer: PeerId, age: float) -> None:
         self._claims.pop(peer, None)  # the latest claim last: the oldest is dropped first

@@ -48,6 +48,8 @@ class GossipConfig:
     """Updates being sent; a peer with more on its hands is not idle and answers nobody (fan-out twice over)."""
     refresh: int = 8
     """Merges after which a model sent as an answer is encoded anew instead of being the round's (guess)."""
+    rounds_heard: int = 15
+    """Peers whose round is remembered for `neighbourhood_round`; half of them must lie to move it."""
     contacts: int = 4
     """Contacts attached to an update, for peer sampling (guess; a shuffle of half the view is the paper's)."""
     tick: float = 1.0
@@ -269,6 +271,7 @@ class Gossip:
         self._merging: PeerId | None = None
         self._sending: dict[PeerId, int] = {}
         self._answered: dict[PeerId, int] = {}  # sender -> version it was last answered with
+        self._rounds: dict[PeerId, int] = {}  # what was claimed last, the latest speakers
         self._merges = 0  # since the version began
         self._distances: list[float] = []  # of this tick
         self._best: float | None = None
@@ -289,6 +292,16 @@ class Gossip:
     def expects(self, sender: PeerId) -> bool:
         """Whether the body of an accepted update of the sender is awaited."""
         return sender in self._reading
+
+    @property
+    def neighbourhood_round(self) -> int:
+        """The round that at least half of the peers heard from have reached; 0 before the first.
+
+        Rounds are a clock of the network: a slow peer, or one that was away, counts on from here instead of training
+        by itself, long after the others, for the rounds that it has missed (`docs/decisions/0004`).
+        """
+        claims = sorted(self._rounds.values())
+        return claims[(len(claims) - 1) // 2] if claims else 0
 
     def next_deadline(self) -> float | None:
         return None if self.training or self.facts is None else self._tick_at
@@ -358,7 +371,9 @@ class Gossip:
         )
         for peer in receivers:
             self._sending[peer] = self._sending.get(peer, 0) + 1
-        return [SendUpdate(peer, reply_wanted=True) for peer in receivers]
+        # Whoever has pushed to us by itself will do so again: asking for its model, too, would double the bytes of a
+        # small network, where everybody pushes to everybody, for models that we have anyway.
+        return [SendUpdate(peer, reply_wanted=not self.ages.heard(peer)) for peer in receivers]
 
     def _answer(self, sender: PeerId) -> list[Action]:
         """Our model for a peer that wished for it: when we are idle, and once for each state of our model."""
@@ -387,6 +402,7 @@ class Gossip:
         fault = self._fault(update, self.facts)
         if fault:
             return [Refuse(sender, fault, fault=True), *self._strike(sender, fault, now)]
+        self._note_round(sender, update.round)
         stale = self.ages.stale(sender, update.age)
         self.ages.claimed(sender, update.age)
         if stale:  # it needs ours more than we need its
@@ -397,6 +413,12 @@ class Gossip:
             return [Refuse(sender, BUSY, fault=False)]
         self._reading[sender] = _Incoming(update, self.ages.credible(sender, update.age))
         return [Accept(sender)]
+
+    def _note_round(self, sender: PeerId, round_: int) -> None:
+        self._rounds.pop(sender, None)
+        self._rounds[sender] = round_
+        while len(self._rounds) > self.config.rounds_heard:
+            del self._rounds[next(iter(self._rounds))]
 
     def _fault(self, update: Update, facts: ModelFacts) -> str:
         if update.model != facts.model or update.digest != facts.digest:

@@ -68,6 +68,8 @@ class Parcel:
 
     update: Update
     body: bytes
+    made: float
+    """Monotonic seconds."""
 
 
 class Owner(Protocol):

@@ -75,6 +75,8 @@ class Mesh:
         self.gossip = gossip
         self.view = gossip.view
         self.stats = Stats()
+        self.send_seconds = 0.0
+        """How long an update takes from its encoding until it has left, smoothed; 0 before the first."""
         self.strangers: dict[Address, str] = {}
         """Addresses where somebody answered who is no member as we are, and what is wrong; the latest of them."""
         self.profile = replace(profile, model=facts.model, digest=facts.digest) if facts else profile
@@ -394,6 +396,9 @@ class Mesh:
         self._act(self.gossip.handle(g.UpdateLost(link.peer), self._clock.now()))
 
     def on_sent(self, link: Link, parcel: Parcel, reason: str) -> None:
+        if not reason:
+            took = self._clock.now() - parcel.made
+            self.send_seconds = took if not self.send_seconds else 0.9 * self.send_seconds + 0.1 * took
         self._send_done(link.peer, reason)
 
     def on_fault(self, link: Link, reason: str) -> None:
@@ -473,7 +478,7 @@ class Mesh:
             reply=isinstance(action, g.ReplyUpdate),
             contacts=self.view.contacts(self.gossip.config.contacts),
         )
-        return Parcel(update, snapshot.body)
+        return Parcel(update, snapshot.body, self._clock.now())
 
     def _deliver(self, peer: PeerId, parcel: Parcel, *, dial: bool = True) -> None:
         """Queue the parcel on the peer's session, dialling for one if need be."""

@@ -95,7 +95,6 @@ class Face:
             "age": node.gossip.age,
             "samples": progress.samples,
             "training_seconds": progress.seconds,
-            "evaluation_seconds": progress.evaluation_seconds,
             "loss": progress.loss,
             "accuracy": evaluation.accuracy if evaluation else None,
             "validation_accuracy": evaluation.validation_accuracy if evaluation else None,

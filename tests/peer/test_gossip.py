@@ -499,3 +499,24 @@ def test_a_restored_age_is_bounded() -> None:
     assert gossip.age == 2.0**53
     gossip.handle(RoundFinished(10, 1), 0.0)
     assert gossip.age == 2.0**53
+
+
+# The round of the neighbourhood.
+
+
+def test_the_neighbourhoods_round_is_that_which_half_of_it_has_reached() -> None:
+    gossip = make_gossip()
+    assert gossip.neighbourhood_round == 0
+    for sender, round_ in ((ANN, 40), (BOB, 50)):
+        offer(gossip, sender, replace(make_update(), round=round_))
+    assert gossip.neighbourhood_round == 40
+    offer(gossip, EVE, replace(make_update(), round=2**40))  # one liar moves nothing beyond the others
+    assert gossip.neighbourhood_round == 50
+    offer(gossip, ANN, replace(make_update(), round=60))
+    assert gossip.neighbourhood_round == 60
+
+
+def test_a_faulty_header_says_nothing_of_rounds() -> None:
+    gossip = make_gossip()
+    offer(gossip, ANN, replace(make_update(digest=OTHER_DIGEST), round=40))
+    assert gossip.neighbourhood_round == 0

@@ -1,0 +1,60 @@
+"""A peer for benchmarks: python peer_process.py HOME CONFIG_JSON LEARNER_JSON [GATE]
+
+`gossipml peer start` with another pace of the learner. With a GATE it makes the file HOME/loaded when its model and
+data are loaded, trains only when the file GATE is there, so that several peers begin together, and keeps its state
+after each round as HOME/looks/SECONDS, so that its accuracy over time can be measured when the race is over.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from gossipml.config import PeerConfig, load_config
+from gossipml.daemon import run
+from gossipml.daemon.home import Home
+from gossipml.daemon.learner import LearnerConfig
+from gossipml.daemon.worker import WorkerTrainer, open_worker
+
+
+async def wait_at(gate: Path, home: Home, worker: WorkerTrainer) -> None:
+    looks = home.path / "looks"
+    looks.mkdir()
+    train = worker.train
+
+    async def train_and_keep(steps: int):  # type: ignore[no-untyped-def]
+        report = await train(steps)
+        state = await worker.save()
+        (looks / f"{time.time():.4f}").write_bytes(state)
+        return report
+
+    worker.train = train_and_keep  # type: ignore[method-assign]
+    (home.path / "loaded").touch()
+    while not gate.exists():
+        await trio.sleep(0.002)
+
+
+def main() -> None:
+    home = Home(Path(sys.argv[1]))
+    gate = Path(sys.argv[4]) if len(sys.argv) > 4 else None
+
+    @asynccontextmanager
+    async def gated(config: PeerConfig, network_id: bytes) -> AsyncIterator[WorkerTrainer]:
+        async with open_worker(config, network_id) as worker:
+            if gate is not None:
+                await wait_at(gate, home, worker)
+            yield worker
+
+    run.open_worker = gated
+    config = load_config(home.path, json.loads(sys.argv[2]), {})
+    run.run_peer(home, config, None, learner=LearnerConfig(**json.loads(sys.argv[3])))
+
+
+if __name__ == "__main__":
+    main()
