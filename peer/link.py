@@ -28,6 +28,8 @@ from gossipml.peer.wire import Body, Decoder, Goodbye, Hello, Message, Pong, Pro
 
 log = logging.getLogger("gossipml.peer")
 
+HEARD_SECONDS = 0.2  # how exactly it is known when a peer was last heard; its failure takes seconds to be believed
+
 
 @dataclass(frozen=True)
 class LinkConfig:
@@ -209,26 +211,34 @@ class Link:
 
     async def _next(self, decoder: Decoder) -> Message | Body | None:
         """The next message or body; None at an orderly end of the stream."""
-        body_ends = trio.current_time() + self._body_seconds(self._receiving)
-        while True:
-            if decoder.between_frames:
-                count = await self.stream.receive_into(decoder.target())
-            else:
-                with trio.fail_at(min(trio.current_time() + self._config.stall, body_ends)):
-                    count = await self.stream.receive_into(decoder.target())
-            if count == 0:
-                if decoder.between_frames:
-                    return None
-                raise trio.BrokenResourceError("the connection ended in the middle of a message")
-            self.traffic.add(received=count)
-            self.heard_at = self._clock.now()
-            self._owner.on_heard(self)
-            if self._receiving is not None and self.heard_at - self._said_at > self._config.beat:
-                self._said_at = self.heard_at
-                self.post(Pong(0))
-            event = decoder.received(count)
-            if event is not None:
+        if decoder.between_frames:
+            event = self._count(decoder, await self.stream.receive_into(decoder.target()))
+            if event is not None or decoder.between_frames:
                 return event
+        now = trio.current_time()
+        body_ends = now + self._body_seconds(self._receiving)
+        with trio.fail_at(min(now + self._config.stall, body_ends)) as scope:  # moved on with each piece
+            while True:
+                event = self._count(decoder, await self.stream.receive_into(decoder.target()))
+                if event is not None:
+                    return event
+                scope.deadline = min(trio.current_time() + self._config.stall, body_ends)
+
+    def _count(self, decoder: Decoder, count: int) -> Message | Body | None:
+        """What `count` received bytes completed."""
+        if count == 0:
+            if decoder.between_frames:
+                return None
+            raise trio.BrokenResourceError("the connection ended in the middle of a message")
+        self.traffic.add(received=count)
+        now = self._clock.now()
+        if now - self.heard_at > HEARD_SECONDS or decoder.between_frames:
+            self.heard_at = now
+            self._owner.on_heard(self)
+        if self._receiving is not None and now - self._said_at > self._config.beat:
+            self._said_at = now
+            self.post(Pong(0))
+        return decoder.received(count)
 
     def _received(self, message: Message, decoder: Decoder) -> None:
         self._act(self.session.handle(s.Received(message), self._clock.now()))

@@ -369,8 +369,8 @@ class Mesh:
         match message:
             case Ping(nonce):
                 link.post(Pong(nonce))
-            case UpdateAck(_, accepted, reason) if reason != g.BUSY:  # being busy says nothing about anybody
-                self._note(link.peer, "" if accepted else f"refused our update: {reason}")
+            case UpdateAck(_, False, reason) if reason != g.BUSY:  # being busy says nothing about anybody
+                self._note(link.peer, f"refused our update: {reason}")
 
     def on_heard(self, link: Link) -> None:
         if self._links.get(link.peer) is link:
@@ -398,6 +398,7 @@ class Mesh:
     def on_sent(self, link: Link, parcel: Parcel, reason: str) -> None:
         if not reason:
             took = self._clock.now() - parcel.made
+            self._note(link.peer, "")  # no answer means that it was taken
             self.send_seconds = took if not self.send_seconds else 0.9 * self.send_seconds + 0.1 * took
         self._send_done(link.peer, reason)
 
@@ -444,9 +445,11 @@ class Mesh:
         left = list(sends)
         try:
             snapshot = await self._exchange.snapshot() if left else None
+            contacts = self.view.contacts(self.gossip.config.contacts)
             while left and snapshot is not None and (facts := self.gossip.facts) is not None:
                 action = left.pop(0)
-                self._deliver(action.to, self._parcel(snapshot, facts, action))
+                self._deliver(action.to, self._parcel(snapshot, facts, action, contacts))
+                contacts = ()  # one receiver a push, at random as they all are, is enough for peer sampling
         except NotReady as error:
             log.debug("nothing sent: %s", error)
         finally:
@@ -465,7 +468,13 @@ class Mesh:
             for action in sends:
                 self._send_done(action.to, "stopping")
 
-    def _parcel(self, snapshot: Snapshot, facts: g.ModelFacts, action: g.SendUpdate | g.ReplyUpdate) -> Parcel:
+    def _parcel(
+        self,
+        snapshot: Snapshot,
+        facts: g.ModelFacts,
+        action: g.SendUpdate | g.ReplyUpdate,
+        contacts: tuple[Contact, ...] = (),
+    ) -> Parcel:
         update = Update(
             model=facts.model,
             digest=facts.digest,
@@ -476,7 +485,7 @@ class Mesh:
             round=snapshot.round,
             reply_wanted=isinstance(action, g.SendUpdate) and action.reply_wanted,
             reply=isinstance(action, g.ReplyUpdate),
-            contacts=self.view.contacts(self.gossip.config.contacts),
+            contacts=contacts,
         )
         return Parcel(update, snapshot.body, self._clock.now())
 
@@ -546,8 +555,8 @@ class Mesh:
                 self.stats.merges += event.applied
                 self.stats.merges_refused += not event.applied
                 link = self._links.get(merge.sender)
-                if link is not None and update is not None:
-                    link.post(UpdateAck(update.round, event.applied, event.reason))
+                if link is not None and update is not None and not event.applied:
+                    link.post(UpdateAck(update.round, accepted=False, reason=event.reason))
 
     async def _keep_time(self) -> None:
         """Feed the state machines when their deadlines come."""

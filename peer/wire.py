@@ -14,7 +14,7 @@ A stream carries frames, one after another, in each direction:
 | refusal | code, reason                                                      | the other answer: it is not |
 | profile | profile                                                           | what the hello said has changed |
 | update  | model, digest, enc, params, bytes, age, round, want, reply, peers | a model; the body is its encoding |
-| ack     | round, ok, reason                                                 | what became of an update |
+| ack     | round, ok, reason                                                 | why an update was refused |
 | ping    | n                                                                 | are you there? |
 | pong    | n                                                                 | the same n; or 0: I live |
 | goodbye | reason                                                            | the session ends on purpose |

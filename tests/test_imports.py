@@ -40,12 +40,16 @@ PURE = (
     "peer.gossip",
     "peer.view",
     "peer.failure",
+    "peer.ages",
+    "peer.conduct",
     "dht.seal",
     "dht.messages",
     "dht.records",
     "dht.storage",
     "dht.routing",
     "dht.lookup",
+    "dht.limits",
+    "dht.node",
 )
 
 

@@ -42,7 +42,7 @@ class Plan:
     model: str = "digits-mlp"
     data: str = "digits"
     split: str = "dirichlet:0.5"
-    rounds: int = 150
+    rounds: int = 200
     """Enough for the four to meet the accuracy of one process, with room for the one that is killed."""
     questions: int = 8
     """Test images that each peer is asked about."""

@@ -37,13 +37,14 @@ class LearnerConfig:
 
     max_rounds: int | None = None
     target_accuracy: float | None = None
-    round_seconds: float = 0.1
-    """Training in a round, when an epoch is not shorter and sending takes no longer. Four peers, MNIST: 0.25 s needs
-    650 steps a peer to 95 %, 0.1 s 430, 0.05 s 300 at twice the bytes (measured, `benchmarks/four_peers.py`)."""
+    round_seconds: float = 0.07
+    """Training in a round, when an epoch is not shorter and sending takes no longer. Four peers on two cores, MNIST:
+    0.25 s needs 650 steps a peer to 95 %, 0.1 s 500, 0.07 s 380; below that the exchange costs more time than it saves
+    (measured, `benchmarks/four_peers.py`)."""
     most_round: float = 60.0
     """A round lasts as long as sending an update takes, but no longer than this (guess)."""
-    least_round: float = 0.1
-    """A round takes at least this long, whatever the data: ten pushes a second are enough for a tiny dataset."""
+    least_round: float = 0.05
+    """A round takes at least this long, whatever the data: twenty pushes a second are enough for a tiny dataset."""
     first_steps: int = 8
     """Of the first round, which shows the pace of this machine."""
     evaluate_seconds: float = 0.5

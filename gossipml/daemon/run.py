@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import platform
@@ -56,6 +57,8 @@ def run_peer(
             config = replace(config, name=platform.node()[:64] or short_peer_id(credentials.identity.peer_id))
         if not home.config_file.exists():
             files.write_atomic(home.config_file, write_config(config).encode())
+        gc.collect()
+        gc.freeze()  # the modules stay for ever: looking through them at each collection holds the loop for 20 ms
         start_logging(home.log_file, verbose=verbose)
         trio.run(_run, home, env, credentials, token, config, learner, api, new)
 

@@ -152,7 +152,7 @@ class TlsStream:
             raise trio.BusyResourceError("another task is receiving from this stream")
         self._receiving = True
         try:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()  # other tasks get their turn at each `_fill`
             view = view.cast("B")
             while (count := self._read(view)) is None:
                 await self._answer()
@@ -215,6 +215,7 @@ class TlsStream:
 
     async def _fill(self) -> bool:
         """Receive ciphertext; False at the end of the TCP stream."""
+        await trio.lowlevel.checkpoint()  # a fast sender must not starve the other tasks
         while True:
             try:
                 count = self._socket.recv_into(self._buffer)

@@ -231,7 +231,8 @@ def test_a_dead_worker_is_replaced(make_peer: Callable[[str], Peer]) -> None:
     assert peer.process is not None
     (worker,) = children(peer.process.pid)
     os.kill(worker, signal.SIGKILL)
-    until(lambda: children(peer.process.pid) not in ([worker], []), 30, "a new worker came")  # type: ignore[union-attr]
+    pid = peer.process.pid
+    until(lambda: children(pid) not in ([worker], []), 30, "a new worker came")
     until(lambda: peer.status()["state"] == "training" and peer.status()["round"] > 5, 60, "it goes on")
     assert peer.ask("/healthz")["ok"]
 

@@ -78,7 +78,7 @@ def refusal(actions: list[Action]) -> Refuse:
 
 
 def receivers(actions: list[Action]) -> list[PeerId]:
-    assert all(isinstance(action, SendUpdate) and action.reply_wanted for action in actions)
+    assert all(isinstance(action, SendUpdate) for action in actions)
     return [action.to for action in actions if isinstance(action, SendUpdate)]
 
 
@@ -520,3 +520,19 @@ def test_a_faulty_header_says_nothing_of_rounds() -> None:
     gossip = make_gossip()
     offer(gossip, ANN, replace(make_update(digest=OTHER_DIGEST), round=40))
     assert gossip.neighbourhood_round == 0
+
+
+def test_who_pushes_by_itself_is_not_asked_for_its_model() -> None:
+    gossip = make_gossip()
+    first = gossip.handle(RoundFinished(10, 6), 0.0)
+    assert [action.reply_wanted for action in first if isinstance(action, SendUpdate)] == [True] * 3
+    for action in first:
+        assert isinstance(action, SendUpdate)
+        gossip.handle(SendDone(action.to, True, ""), 0.0)
+    take(gossip, ANN, 100.0)
+    wanted = {
+        action.to: action.reply_wanted
+        for action in gossip.handle(RoundFinished(10, 7), 1.0)
+        if isinstance(action, SendUpdate)
+    }
+    assert wanted == {ANN: False, BOB: True, EVE: True}

@@ -143,7 +143,7 @@ async def test_small_messages_overtake_a_waiting_update_and_a_second_update_is_r
 ) -> None:
     async with trio.open_nursery() as nursery:
         link, stream, notes = await opened(nursery)
-        parcel = Parcel(make_update(), bytes(32))
+        parcel = Parcel(make_update(), bytes(32), 0.0)
         assert link.post_update(parcel)
         assert not link.post_update(parcel)
         link.post(Ping(1))
@@ -170,7 +170,7 @@ async def test_large_bodies_go_out_in_slices(autojump_clock: trio.testing.MockCl
         sizes.clear()
         update = make_update(size=625)
         body = bytes(range(250)) * 10
-        assert link.post_update(Parcel(update, body))
+        assert link.post_update(Parcel(update, body, 0.0))
         await trio.testing.wait_all_tasks_blocked()
         assert sizes == [len(encode(update)) + 1000, 1000, 500]
         assert stream.outgoing.endswith(body)
@@ -184,9 +184,9 @@ async def test_every_posted_update_comes_to_its_end_when_the_link_does(
     async with trio.open_nursery() as nursery:
         link, stream, notes = await opened(nursery)
         stream.stuck = True
-        link.post_update(Parcel(make_update(), bytes(32)))
+        link.post_update(Parcel(make_update(), bytes(32), 0.0))
         await trio.testing.wait_all_tasks_blocked()
-        link.post_update(Parcel(make_update(), bytes(32)))
+        link.post_update(Parcel(make_update(), bytes(32), 0.0))
     assert notes.sent == ["the other side reads too slowly"] * 2
     assert trio.current_time() - link.used_at == 10.0
 
@@ -195,7 +195,7 @@ async def test_the_last_words_are_not_put_into_the_middle_of_a_body(autojump_clo
     async with trio.open_nursery() as nursery:
         link, stream, notes = await opened(nursery)
         stream.stuck = True
-        link.post_update(Parcel(make_update(), bytes(32)))
+        link.post_update(Parcel(make_update(), bytes(32), 0.0))
         await trio.testing.wait_all_tasks_blocked()
         stream.stuck = False
         nursery.cancel_scope.cancel()
