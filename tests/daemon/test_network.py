@@ -227,7 +227,7 @@ def test_a_dead_worker_is_replaced(make_peer: Callable[[str], Peer]) -> None:
     peer = make_peer("phoenix")
     peer.start("--model", "digits-mlp")
     until(lambda: peer.status()["round"] > 5, 60, "it trains")
-    until(lambda: (peer.home.path / "state/resume").exists(), 20, "the state was kept")
+    until((peer.home.path / "state/resume").exists, 20, "the state was kept")
     assert peer.process is not None
     (worker,) = children(peer.process.pid)
     os.kill(worker, signal.SIGKILL)
