@@ -32,6 +32,7 @@ CENTRAL = """
 import json, sys
 import torch
 torch.set_num_threads(2)
+torch.set_flush_denormal(True)
 from gossipml.models.central import train_central
 from gossipml.models.data import load_source
 from gossipml.models.registry import load_spec

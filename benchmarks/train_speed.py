@@ -42,6 +42,7 @@ from gossipml.models.data import load_source
 from gossipml.models.registry import load_spec
 model, source, target, threads, seed, look = sys.argv[1:]
 torch.set_num_threads(int(threads))
+torch.set_flush_denormal(True)
 result = train_central(load_spec(model), load_source(source), until=float(target), seed=int(seed), every=int(look))
 print(json.dumps([result.seconds, result.steps, result.accuracy]))
 """

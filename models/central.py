@@ -10,6 +10,8 @@ import sys
 import time
 from dataclasses import dataclass
 
+import torch
+
 from gossipml.errors import UserError
 from gossipml.models.data import Dataset, check_fit, load_source, take_part
 from gossipml.models.partition import Part, Rule
@@ -70,6 +72,7 @@ def main(arguments: list[str]) -> int:
     if not 2 <= len(arguments) <= 3:
         print("usage: python -m gossipml.models.central MODEL SOURCE [EPOCHS]", file=sys.stderr)  # noqa: T201
         return 2
+    torch.set_flush_denormal(True)  # as the worker does
     try:
         epochs = float(arguments[2]) if len(arguments) == 3 else float(EPOCHS)
         result = train_central(load_spec(arguments[0]), load_source(arguments[1]), epochs=epochs)

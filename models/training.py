@@ -47,9 +47,6 @@ class LocalTrainer:
         self, spec: Spec, data: LocalData, *, network_id: bytes, seed: int, device: torch.device | None = None
     ) -> None:
         self._device = device or torch.device("cpu")
-        # Velocities of weights that rarely get a gradient decay into denormal numbers, on which arithmetic is slow:
-        # without this a step of mnist-mlp takes half as long again after 800 steps.
-        torch.set_flush_denormal(True)
         self._spec = spec
         self._flat, self.layout = build_flat(spec, network_id, self._device)
         self._x = self._flat.vector
@@ -168,9 +165,10 @@ class LocalTrainer:
     def evaluating(self) -> Generator[None, None, Evaluation]:
         """Chooses what is served and measures it, yielding between chunks; training may go on meanwhile."""
         local, average = self._x.clone(), self._average.clone()
+        alone = self._rounds_alone >= ALONE_ROUNDS
         local_score, _ = yield from self._score(local, self._validation)
         average_score, _ = yield from self._score(average, self._validation)
-        margin = 0.0 if self._rounds_alone >= ALONE_ROUNDS else self._unevenness
+        margin = 0.0 if alone else self._unevenness
         serve_average = not local_score > average_score + margin
         accuracy, loss = yield from self._score(average if serve_average else local, self._test)
         self._serve_average = serve_average
