@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import sys
 from dataclasses import dataclass
@@ -40,6 +39,8 @@ def ask(info: RunInfo, path: str) -> Any:  # Any: whatever JSON the route answer
 
 def fetch_json(api: str, method: str, path: str, body: object = None) -> Any:  # Any: JSON
     """The decoded answer of an HTTP endpoint; UserError for no answer or an error status."""
+    import http.client
+
     connection = http.client.HTTPConnection(api, timeout=ANSWER_SECONDS)
     try:
         payload = None if body is None else json.dumps(body).encode()
