@@ -22,7 +22,7 @@ MAX_DEPTH = 6  # the deepest message (a view of contacts inside an update) needs
 
 def pack(value: object) -> bytes:
     """The canonical bytes of a value; dictionaries are written in the order of their keys."""
-    return msgpack.packb(_ordered(value, MAX_DEPTH), use_bin_type=True)  # type: ignore[no-any-return]
+    return msgpack.packb(_canonical(value, MAX_DEPTH), use_bin_type=True)  # type: ignore[no-any-return]
 
 
 def unpack(data: bytes | bytearray | memoryview, *, limit: int) -> Value:
@@ -50,20 +50,30 @@ def unpack(data: bytes | bytearray | memoryview, *, limit: int) -> Value:
     return checked
 
 
-def _ordered(value: object, depth: int) -> object:
-    if depth < 0:
+_PLAIN = frozenset((type(None), bool, int, str, bytes))
+
+
+def _canonical(value: object, depth: int) -> object:
+    """The value itself, or with its keys in order; ValueError or TypeError when it has no canonical form."""
+    kind = type(value)
+    if kind in _PLAIN:  # the quick ways first: headers are packed and unpacked for every message
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("numbers must be finite")
+        return value
+    if depth == 0:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
     if isinstance(value, dict):
-        if any(not isinstance(key, str) for key in value):
+        keys = list(value)
+        if any(type(key) is not str for key in keys):
             raise ValueError("map keys must be text")
-        return {key: _ordered(value[key], depth - 1) for key in sorted(value)}
+        return {key: _canonical(value[key], depth - 1) for key in sorted(keys)}
     if isinstance(value, list | tuple):
-        return [_ordered(item, depth - 1) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("numbers must be finite")
-    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return [_canonical(item, depth - 1) for item in value]
+    if isinstance(value, int | str | bytes):
         return value
-    raise TypeError(f"cannot encode {type(value).__name__}")
+    raise TypeError(f"cannot encode {kind.__name__}")
 
 
 # Reading a field of a hostile map: the right type or RemoteError, never a KeyError.

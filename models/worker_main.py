@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gossipml.models.training import LocalTrainer
 
 NICE = 10  # HTTP keeps its latency while two threads train
-POLL_SECONDS = 0.001  # of work between two looks at the commands
+POLL_SECONDS = 0.003  # of work between two looks at the commands
 READ = 1 << 16
 MAX_THREADS = 1024
 
