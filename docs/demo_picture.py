@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -34,7 +35,10 @@ class Recorder(SilentView):
         console.print(Group(*(Text(f"• {line}") for line in self.news[until:])), summary_table(summary))
         console.print(predictions_line(summary))
         console.print(verdict(summary))
-        console.save_svg(str(file), title="gossipml demo")
+        drawing = console.export_svg(title="gossipml demo")
+        file.write_text(
+            re.sub(r"@font-face {.*?}", "", drawing, flags=re.DOTALL)
+        )  # fonts of this machine, no downloads
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def describe(
         peer=contact.peer,
         name=contact.name,
         model=contact.model,
-        address=link.stream.remote if link else next(iter(contact.addresses), None),
+        address=next(iter(contact.addresses), link.stream.remote if link else None),  # where it listens
         state=state,
         reason=reason,
         age=age,

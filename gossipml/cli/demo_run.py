@@ -31,7 +31,7 @@ WATCH_SECONDS = 0.25  # between looks at the peers; four looks a second are a li
 START_SECONDS = 90.0  # torch takes 3 s to import, more with four at once on a small machine
 TRAIN_SECONDS = 240.0  # a bound, not a plan: on two cores training takes about 20 s
 STOP_SECONDS = 20.0
-DOWN_SECONDS = 4.0  # how long the killed peer stays down
+DOWN_SECONDS = 3.0  # how long the killed peer stays down
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Plan:
     model: str = "digits-mlp"
     data: str = "digits"
     split: str = "dirichlet:0.5"
-    rounds: int = 200
+    rounds: int = 250
     """Enough for the four to meet the accuracy of one process, with room for the one that is killed."""
     questions: int = 8
     """Test images that each peer is asked about."""
