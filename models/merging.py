@@ -19,7 +19,7 @@ from gossipml.errors import UserError
 
 A: TypeAlias = Any  # a numpy array or a torch tensor: only operators that both have are used
 
-FACTOR = 3.0  # honest neighbours stay within three medians, by measurement under dirichlet:0.1 (guess above that)
+FACTOR = 3.0  # medians that an honest neighbour may be away (guess; a liar moves us no further)
 WINDOW = 31  # exchanges remembered: some ten rounds of three neighbours; half of them must lie to move the median
 LEARNT = 5  # before so many exchanges the bound is our own norm
 FLOOR = 0.01  # of our own norm: merged whole however close the neighbours were, or a network at rest stays there
