@@ -93,6 +93,18 @@ def load_config(home: Path, options: Mapping[str, object], environ: Mapping[str,
     return _apply(config, {k: v for k, v in options.items() if v is not None}, "the command line")
 
 
+def with_full_paths(config: PeerConfig) -> PeerConfig:
+    """The same with whole paths, `~` too, so that a later start from another folder finds model and data again."""
+    model, data = config.model, config.data
+    path, colon, attribute = model.rpartition(":")
+    if path.endswith(".py"):
+        model = f"{Path(path).expanduser().absolute()}{colon}{attribute}"
+    name, colon, argument = data.partition(":")
+    if argument:
+        data = f"{name}{colon}{Path(argument).expanduser().absolute()}"
+    return replace(config, model=model, data=data)
+
+
 def write_config(config: PeerConfig) -> str:
     """The configuration as TOML text that `load_config` reads back."""
     lines = ["# Options of `gossipml peer start` for this home; options on the command line win."]

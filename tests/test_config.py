@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gossipml.config import PeerConfig, load_config, write_config
+from gossipml.config import PeerConfig, load_config, with_full_paths, write_config
 from gossipml.errors import UserError
 from gossipml.ids import Address
 
@@ -62,3 +62,13 @@ def test_a_wrong_value_names_itself_its_bound_and_its_source(tmp_path: Path, tex
 def test_the_token_is_never_an_environment_variable(tmp_path: Path) -> None:
     config = load_config(tmp_path, {}, {"GOSSIPML_JOIN": "gml1-abc", "GOSSIPML_TOKEN": "gml1-abc"})
     assert "gml1" not in repr(config)
+
+
+def test_paths_hold_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ada")
+    full = with_full_paths(PeerConfig(model="my_model.py:Spec", data="mnist:~/mnist"))
+    assert full.model == f"{tmp_path}/my_model.py:Spec"
+    assert full.data == "mnist:/home/ada/mnist"
+    for model, data in (("digits-mlp", ""), ("package.module:Spec", "digits")):
+        assert with_full_paths(PeerConfig(model=model, data=data)) == PeerConfig(model=model, data=data)

@@ -14,7 +14,7 @@ from dataclasses import replace
 import trio
 
 from gossipml.api.server import ApiConfig, serve
-from gossipml.config import PeerConfig, write_config
+from gossipml.config import PeerConfig, with_full_paths, write_config
 from gossipml.daemon.face import About, Face
 from gossipml.daemon.home import Home, RunInfo, join
 from gossipml.daemon.learner import LearnerConfig
@@ -47,6 +47,7 @@ def run_peer(
 ) -> None:
     """Run a peer on `home` until SIGTERM, SIGINT or SIGHUP. UserError when it cannot start."""
     learner = replace(learner or LearnerConfig(), max_rounds=config.max_rounds, target_accuracy=config.target_accuracy)
+    config = with_full_paths(config)
     api = check_options(home, config)
     with home.lock():
         env = real_env(home.path)

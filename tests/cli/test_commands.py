@@ -144,7 +144,7 @@ def test_a_home_belongs_to_one_network(cli: Cli, tmp_path: Path) -> None:
     ("options", "said"),
     [
         (["--model", "digits-mpl"], "digits-mlp"),
-        (["--model", "nothere.py:Spec"], "no file 'nothere.py'"),
+        (["--model", "nothere.py:Spec"], "nothere.py' for the model"),
         (["--data", "digit"], "digits"),
         (["--data", "mnist:/nowhere"], "does not exist"),
         (["--data", "mnist"], "mnist:DIR"),
