@@ -18,20 +18,33 @@ def main() -> None:
 
     try:
         app()
-    except GossipmlError as error:
-        _fail(str(error))
-    except BrokenPipeError:  # `gossipml ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
+    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:
+        cause = _cause(error)
+        if isinstance(cause, KeyboardInterrupt):
+            sys.exit(130)
+        if isinstance(cause, BrokenPipeError):  # `gossipml ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        if isinstance(cause, GossipmlError):
+            _fail(str(cause))
         if is_verbose():
             raise
         _fail(
-            f"unexpected {type(error).__name__}: {error}. This is a fault of gossipml; `gossipml -v ...` shows where, "
+            f"unexpected {type(cause).__name__}: {cause}. This is a fault of gossipml; `gossipml -v ...` shows where, "
             "please report it"
         )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What happened, out of the groups that nurseries wrap it in: an interrupt first, then an error with a remedy."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    causes = [_cause(inner) for inner in error.exceptions]
+    for kind in (KeyboardInterrupt, GossipmlError):
+        for cause in causes:
+            if isinstance(cause, kind):
+                return cause
+    return causes[0]
 
 
 def _fail(message: str) -> None:

@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,7 +138,7 @@ async def _demo(plan: Plan, view: View, folder: Path) -> Summary:
             view.say(f"Starting {len(peers)} peers: {plan.model} on {plan.data}, split {plan.split}")
             await _start_all(peers, folder)
             nursery.start_soon(_watch, peers, view)
-            with trio.fail_after(TRAIN_SECONDS):
+            with _bounded(TRAIN_SECONDS):
                 await _until(lambda: any(p.row.round * 2 >= plan.rounds for p in peers if p is not killed))
                 view.say(f"Killing {killed.row.name} with SIGKILL at round {killed.row.round}; the others go on")
                 await _kill(killed)
@@ -159,6 +159,17 @@ async def _demo(plan: Plan, view: View, folder: Path) -> Summary:
                 await trio.sleep_forever()
             nursery.cancel_scope.cancel()
     return summary
+
+
+@contextmanager
+def _bounded(seconds: float) -> Iterator[None]:
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise UserError(
+            f"the peers have not finished training in {seconds:.0f} s; try again when the machine is less busy"
+        ) from None
 
 
 def _make_homes(plan: Plan, folder: Path) -> list[_Peer]:

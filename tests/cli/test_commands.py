@@ -189,3 +189,24 @@ def test_a_home_that_cannot_be_written_is_said(cli: Cli, tmp_path: Path) -> None
         assert "--home DIR" in cli.fails("peer", "start", "--model", "xor")
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (BaseExceptionGroup("", [ValueError("x"), ExceptionGroup("", [UserError("do that")])]), 1, "do that"),
+        (BaseExceptionGroup("", [UserError("do that"), KeyboardInterrupt()]), 130, ""),
+        (RuntimeError("odd"), 1, "unexpected RuntimeError: odd. This is a fault of gossipml"),
+    ],
+)
+def test_whatever_ends_a_command_no_traceback_reaches_the_user(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, said: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("gossipml.cli.app.app", fail)
+    ended, out, err = cli("anything")
+    assert (ended, out) == (status, "")
+    assert said in err
