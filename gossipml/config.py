@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -23,6 +24,8 @@ LISTEN = Address("0.0.0.0", 8711)
 API = Address("127.0.0.1", 8710)
 DEVICES = ("auto", "cpu", "cuda")
 MAX_NAME = 64
+MAX_REPLICAS = 64  # as many as a key of the DHT lists
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,20 @@ class PeerConfig:
     seed: int = 0
     """Decides the parts of the data: the same seed gives the same parts on every peer."""
     name: str = ""
+    train: bool = True
+    """False: serve the newest published version, train nothing."""
+    lan: bool = True
+    """Find peers on the same local network by beacons."""
+    replicas: int = 12
+    """Copies of each version that the network keeps (THREATS: R = 12)."""
+    keep: int = 5
+    """Versions of each name that this peer keeps beside pinned ones and the newest (guess)."""
+    quota: int = 0
+    """Bytes that the model store may take; 0 for as much as the disk has."""
+    upload_rate: int = 0
+    """Bytes per second for uploads of models; 0 for no limit."""
+    publish_seconds: float = 300.0
+    """A trainer publishes at most this often, and when its model improved (guess)."""
 
     def __post_init__(self) -> None:
         index, parts = self.part
@@ -62,6 +79,12 @@ class PeerConfig:
             raise UserError(f"max rounds {self.max_rounds} is not at least 1")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed {self.seed} is not between 0 and {2**63 - 1}")
+        if not 1 <= self.replicas <= MAX_REPLICAS:
+            raise UserError(f"replicas {self.replicas} is not between 1 and {MAX_REPLICAS}")
+        if not 1 <= self.keep <= 1000:
+            raise UserError(f"keep {self.keep} is not between 1 and 1000 versions")
+        if self.publish_seconds < 1:
+            raise UserError(f"publish seconds {self.publish_seconds:g} is not at least 1")
         if len(self.name) > MAX_NAME or not self.name.isprintable():
             raise UserError(f"the name has {len(self.name)} characters; at most {MAX_NAME} printable ones")
 
@@ -119,6 +142,8 @@ def write_config(config: PeerConfig) -> str:
 
 
 def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
@@ -150,10 +175,14 @@ def _convert(name: str, value: object) -> object:
             return value if isinstance(value, Address) else parse_address(str(value), what=f"{name} address")
         case "part":
             return value if isinstance(value, tuple) else parse_part(str(value))
-        case "threads" | "seed" | "max_rounds":
+        case "threads" | "seed" | "max_rounds" | "replicas" | "keep":
             return _number(name, value, int)
-        case "target_accuracy":
+        case "target_accuracy" | "publish_seconds":
             return _number(name, value, float)
+        case "quota" | "upload_rate":
+            return parse_size(value, what=name.replace("_", "-"))
+        case "train" | "lan":
+            return _switch(name, value)
         case _:
             if not isinstance(value, str):
                 raise UserError(f"{name} must be text, not {value!r}")
@@ -174,6 +203,26 @@ def _number(name: str, value: object, kind: type[int] | type[float]) -> int | fl
         raise UserError(
             f"{name.replace('_', '-')} {value!r} is not {'a whole' if kind is int else 'a'} number"
         ) from None
+
+
+def parse_size(value: object, *, what: str) -> int:
+    """Bytes from a number or from text such as `500MB`, `20GB`, `1.5GiB`."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?i?)b?", str(value).strip().lower())
+    if match is None or match[2] not in UNITS:
+        raise UserError(f"{what} {value!r} is not a size; write for example 500MB or 20GB, and 0 for no limit")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _switch(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    try:
+        return words[str(value).strip().lower()]
+    except KeyError:
+        raise UserError(f"{name} is {value!r}; write true or false") from None
 
 
 def parse_part(text: str) -> tuple[int, int]:

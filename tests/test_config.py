@@ -25,6 +25,8 @@ def test_a_written_configuration_is_read_back(tmp_path: Path) -> None:
         listen=Address("::1", 5),
         target_accuracy=0.5,
         name="Zoë",
+        lan=False,
+        quota=3,
     )
     (tmp_path / "config.toml").write_text(write_config(config), encoding="utf-8")
     assert load_config(tmp_path, {}, {}) == config
@@ -50,6 +52,12 @@ def test_a_written_configuration_is_read_back(tmp_path: Path) -> None:
         ("model = 3", "must be text"),
         ('name = "a\\nb"', "printable"),
         ("model = ", "not TOML"),
+        ("replicas = 0", "replicas 0 is not between 1 and 64"),
+        ("keep = 0", "keep 0 is not between 1"),
+        ('quota = "much"', "write for example 500MB"),
+        ("quota = -1", "write for example 500MB"),
+        ('train = "maybe"', "write true or false"),
+        ("publish-seconds = 0", "not at least 1"),
     ],
 )
 def test_a_wrong_value_names_itself_its_bound_and_its_source(tmp_path: Path, text: str, said: str) -> None:
@@ -57,6 +65,12 @@ def test_a_wrong_value_names_itself_its_bound_and_its_source(tmp_path: Path, tex
     with pytest.raises(UserError, match=said) as caught:
         load_config(tmp_path, {}, {})
     assert "config.toml" in str(caught.value)
+
+
+def test_sizes_and_switches_are_read_as_people_write_them(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('quota = "1.5GiB"\nlan = false\n')
+    config = load_config(tmp_path, {}, {"GOSSIPML_UPLOAD_RATE": "20 MB", "GOSSIPML_TRAIN": "off"})
+    assert (config.quota, config.upload_rate, config.lan, config.train) == (3 * 2**29, 20_000_000, False, False)
 
 
 def test_the_token_is_never_an_environment_variable(tmp_path: Path) -> None:

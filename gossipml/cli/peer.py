@@ -44,6 +44,15 @@ def start(
     max_rounds: Annotated[int | None, typer.Option(help="Stop training after so many rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides how the data is cut into parts [0].")] = None,
     name: Annotated[str | None, typer.Option(help="What people call this peer.")] = None,
+    train: Annotated[
+        bool | None, typer.Option("--train/--no-train", help="Train, or only serve the newest version.")
+    ] = None,
+    lan: Annotated[bool | None, typer.Option("--lan/--no-lan", help="Find peers on the local network.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of each version that the network keeps [12].")] = None,
+    keep: Annotated[int | None, typer.Option(help="Versions of each name kept here [5].")] = None,
+    quota: Annotated[str | None, typer.Option(help="Space for stored models, 20GB for example [all].")] = None,
+    upload_rate: Annotated[str | None, typer.Option(help="Bytes a second for uploads of models [no limit].")] = None,
+    publish_seconds: Annotated[float | None, typer.Option(help="Least time between two own versions [300].")] = None,
 ) -> None:
     """Run an equal peer of a network, in the foreground, until it is stopped.
 
@@ -67,6 +76,13 @@ def start(
         "max_rounds": max_rounds,
         "seed": seed,
         "name": name,
+        "train": train,
+        "lan": lan,
+        "replicas": replicas,
+        "keep": keep,
+        "quota": quota,
+        "upload_rate": upload_rate,
+        "publish_seconds": publish_seconds,
     }
     config = load_config(home.path, options, os.environ)
     run_peer(home, config, _offered_token(join), verbose=context.obj.verbose)
