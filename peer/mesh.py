@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import trio
 
-from gossipml.env import Credentials, Env, Listener, Stream
+from gossipml.env import GOSSIP, Credentials, Env, Handler, Listener, Stream
 from gossipml.errors import LocalError, RemoteError
 from gossipml.ids import MAX_CONTACT_ADDRESSES, Address, Contact, PeerId, short_peer_id
 from gossipml.peer import failure as f
@@ -70,7 +70,9 @@ class Mesh:
         gossip: g.Gossip,
         facts: g.ModelFacts | None = None,
         config: MeshConfig | None = None,
+        streams: Mapping[str, Handler] | None = None,
     ) -> None:
+        """`streams`: who serves accepted streams of the other protocols, by protocol; without one they are closed."""
         self.config = config or MeshConfig()
         self.gossip = gossip
         self.view = gossip.view
@@ -85,6 +87,7 @@ class Mesh:
         self._clock = env.clock
         self._credentials = credentials
         self._listener = listener
+        self._streams = dict(streams or {})
         self._boot = env.secrets(BOOT_SIZE)
         self._exchange = Exchange(gossip)
         self._failure = f.FailureDetector(self.config.failure)
@@ -204,6 +207,11 @@ class Mesh:
     # Sessions: accepting, dialling, ending.
 
     async def _accepted(self, stream: Stream) -> None:
+        if stream.protocol != GOSSIP:
+            if stream.protocol in self._streams:
+                await self._streams[stream.protocol](stream)
+            await stream.aclose()
+            return
         if self._hellos >= self.config.hellos:
             await stream.aclose()
             return

@@ -24,6 +24,13 @@ from gossipml.keys import NetworkKeys
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+GOSSIP = "gossipml/1"
+"""The protocol of sessions (`gossipml.peer.wire`). Another version of a protocol is refused in the handshake, not in
+the middle of a message."""
+SWARM = "gossipml-swarm/1"
+"""The protocol by which the dialler fetches model versions from whom it dialled."""
+PROTOCOLS = (GOSSIP, SWARM)
+
 
 class Clock(Protocol):
     def now(self) -> float:
@@ -38,6 +45,8 @@ class Stream(Protocol):
 
     peer_id: PeerId
     remote: Address
+    protocol: str
+    """What both sides speak on it: one of PROTOCOLS, chosen by the dialler (ALPN, RFC 7301)."""
 
     async def send_all(self, *parts: bytes | bytearray | memoryview) -> None:
         """Send all bytes of the parts in order; parts are not joined or copied as a whole.
@@ -98,8 +107,10 @@ class Net(Protocol):
         """Where others may reach a socket bound to `bound`: itself, or each address of this machine for a
         wildcard; a loopback address only when there is no other."""
 
-    async def connect(self, remote: Address, expected: PeerId | None, credentials: Credentials) -> Stream:
-        """A stream to the peer at `remote`.
+    async def connect(
+        self, remote: Address, expected: PeerId | None, credentials: Credentials, protocol: str = GOSSIP
+    ) -> Stream:
+        """A stream to the peer at `remote` that speaks `protocol`.
 
         Raises OSError when nobody answers, RemoteError when the other side is no member or is not `expected`.
         The timeout is the caller's.

@@ -56,7 +56,7 @@ class RealNet:
     def __init__(self, limits: HandshakeLimits) -> None:
         self._limits = limits
         self._buffer = bytearray(SLICE_BYTES)  # one for all streams; see gossipml.env.tls
-        self._client: tuple[Credentials, ssl.SSLContext] | None = None
+        self._clients: dict[str, tuple[Credentials, ssl.SSLContext]] = {}  # by protocol
 
     async def bind_datagrams(self, local: Address) -> RealDatagrams:
         return RealDatagrams(await bound_socket(local, socket.SOCK_DGRAM))
@@ -67,11 +67,15 @@ class RealNet:
     def own_addresses(self, bound: Address) -> tuple[Address, ...]:
         return own_addresses(bound)
 
-    async def connect(self, remote: Address, expected: PeerId | None, credentials: Credentials) -> TlsStream:
-        # A context costs a millisecond and is the same for every dial of a peer.
-        if self._client is None or self._client[0] != credentials:
-            self._client = (credentials, tls_context(credentials, server=False))
-        return await connect(remote, expected, credentials.identity.peer_id, self._client[1], self._buffer)
+    async def connect(
+        self, remote: Address, expected: PeerId | None, credentials: Credentials, protocol: str = GOSSIP
+    ) -> TlsStream:
+        # A context costs a millisecond and is the same for every dial of a peer with one protocol.
+        client = self._clients.get(protocol)
+        if client is None or client[0] != credentials:
+            client = (credentials, tls_context(credentials, server=False, protocols=(protocol,)))
+            self._clients[protocol] = client
+        return await connect(remote, expected, credentials.identity.peer_id, client[1], self._buffer)
 
 
 class RealDisk:

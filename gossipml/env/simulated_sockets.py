@@ -13,7 +13,7 @@ from collections.abc import Callable
 import outcome
 import trio
 
-from gossipml.env import Credentials, Handler
+from gossipml.env import GOSSIP, PROTOCOLS, Credentials, Handler
 from gossipml.env.simulated_net import Machine, Network, Process
 from gossipml.env.simulated_stream import SimulatedStream, open_streams
 from gossipml.errors import RemoteError
@@ -156,9 +156,11 @@ class SimulatedNet:
         host = self._process.machine.host if bound.host in WILDCARDS else bound.host
         return (Address(host, bound.port),)
 
-    async def connect(self, remote: Address, expected: PeerId | None, credentials: Credentials) -> SimulatedStream:
+    async def connect(
+        self, remote: Address, expected: PeerId | None, credentials: Credentials, protocol: str = GOSSIP
+    ) -> SimulatedStream:
         await trio.lowlevel.checkpoint()
-        dial = _Dial(self._network, self._process, remote, expected, credentials)
+        dial = _Dial(self._network, self._process, remote, expected, credentials, protocol)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             dial.task = None
@@ -179,12 +181,14 @@ class _Dial:
         remote: Address,
         expected: PeerId | None,
         credentials: Credentials,
+        protocol: str,
     ) -> None:
         self.network = network
         self.process = process
         self.remote = remote
         self.expected = expected
         self.credentials = credentials
+        self.protocol = protocol
         self.task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
 
     def start(self) -> None:
@@ -235,12 +239,14 @@ class _Dial:
                 f"{self.remote} is peer {short_peer_id(theirs.identity.peer_id)}, "
                 f"not {short_peer_id(self.expected)} as expected"
             )
+        elif self.protocol not in PROTOCOLS:
+            problem = f"{self.remote} speaks no protocol of ours; install the same version of gossipml"
         if problem is not None:
             network.record("rejected", source.name, target.name, 0, 0)
             self._fail(RemoteError(problem))
             return
         network.record("connected", source.name, target.name, 0, 0)
-        near, far = open_streams(network, self.process, target.process, self.remote, ours, theirs)
+        near, far = open_streams(network, self.process, target.process, self.remote, ours, theirs, self.protocol)
         task, self.task = self.task, None
         trio.lowlevel.reschedule(task, outcome.Value(near))
         network.time.call_at(network.stream_arrival(source, target, 60), listener.accept, far)

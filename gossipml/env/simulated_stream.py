@@ -216,9 +216,12 @@ class Pipe:
 class SimulatedStream:
     """`Stream` of the simulated network."""
 
-    def __init__(self, process: Process, peer_id: PeerId, remote: Address, incoming: Pipe, outgoing: Pipe) -> None:
+    def __init__(
+        self, process: Process, peer_id: PeerId, remote: Address, protocol: str, incoming: Pipe, outgoing: Pipe
+    ) -> None:
         self.peer_id = peer_id
         self.remote = remote
+        self.protocol = protocol
         self._process = process
         self._incoming = incoming
         self._outgoing = outgoing
@@ -267,12 +270,13 @@ def open_streams(
     remote: Address,
     ours: Credentials,
     theirs: Credentials,
+    protocol: str,
 ) -> tuple[SimulatedStream, SimulatedStream]:
     """The two ends of a new connection: the dialler's, then the listener's."""
     there, back = Pipe(network, dialler, listener), Pipe(network, listener, dialler)
     machine: Machine = dialler.machine
     machine.next_port += 1
-    near = SimulatedStream(dialler, theirs.identity.peer_id, remote, incoming=back, outgoing=there)
+    near = SimulatedStream(dialler, theirs.identity.peer_id, remote, protocol, incoming=back, outgoing=there)
     source = Address(machine.host, machine.next_port)
-    far = SimulatedStream(listener, ours.identity.peer_id, source, incoming=there, outgoing=back)
+    far = SimulatedStream(listener, ours.identity.peer_id, source, protocol, incoming=there, outgoing=back)
     return near, far

@@ -25,13 +25,10 @@ import trio
 from cryptography.hazmat.primitives import serialization
 
 from gossipml.certificates import authority_certificate, leaf_certificate, peer_id_from_der
-from gossipml.env import Credentials
+from gossipml.env import PROTOCOLS, Credentials
 from gossipml.env.sockets import from_sockaddr
 from gossipml.errors import RemoteError
 from gossipml.ids import PeerId
-
-PROTOCOL = "gossipml/1"
-"""ALPN: another version of the protocol is refused in the handshake, not in the middle of a message."""
 
 SLICE_BYTES = 1 << 18  # 256 KiB: measured best from 16 KiB to 1 MiB
 MAX_UNSENT = 1 << 16  # answers to key updates that the other side asks for and does not read
@@ -40,14 +37,17 @@ GOODBYE_SECONDS = 0.5  # for close_notify and alerts; a peer that does not read 
 Bytes = bytes | bytearray | memoryview
 
 
-def tls_context(credentials: Credentials, *, server: bool) -> ssl.SSLContext:
-    """A context that proves `credentials` and accepts members of the same network alone."""
+def tls_context(credentials: Credentials, *, server: bool, protocols: tuple[str, ...] = PROTOCOLS) -> ssl.SSLContext:
+    """A context that proves `credentials` and accepts members of the same network alone.
+
+    A server takes the protocol that the client offers; a client therefore offers one.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # peers are keys, not names
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT
-    context.set_alpn_protocols([PROTOCOL])
+    context.set_alpn_protocols(list(protocols))
     if server:
         context.num_tickets = 0
     context.load_verify_locations(cadata=authority_certificate(credentials.keys))
@@ -89,6 +89,7 @@ class TlsStream:
     """`Stream` over a trio socket. One task may send while another receives."""
 
     peer_id: PeerId
+    protocol: str
 
     def __init__(
         self, socket: stdlib_socket.socket, context: ssl.SSLContext, buffer: bytearray, *, server: bool
@@ -106,7 +107,7 @@ class TlsStream:
         self._writing = self._receiving = self._closed = False
 
     async def handshake(self) -> None:
-        """Prove both sides to each other and set `peer_id`.
+        """Prove both sides to each other and set `peer_id` and `protocol`.
 
         Raises ssl.SSLError, RemoteError, or OSError as the socket gives it. The timeout is the caller's.
         """
@@ -122,8 +123,10 @@ class TlsStream:
                 await self._say_goodbye()  # the alert that tells the other side why
                 raise
         await self._answer()
-        if self._tls.selected_alpn_protocol() != PROTOCOL:
-            raise RemoteError(f"{self.remote} does not speak {PROTOCOL}; install the same version of gossipml")
+        protocol = self._tls.selected_alpn_protocol()
+        if protocol is None:  # the two share none; OpenSSL sees to it that what is selected was offered
+            raise RemoteError(f"{self.remote} speaks no protocol of ours; install the same version of gossipml")
+        self.protocol = protocol
         certificate = self._tls.getpeercert(binary_form=True)
         if certificate is None:  # CERT_REQUIRED leaves no way here
             raise RemoteError(f"{self.remote} showed no certificate")

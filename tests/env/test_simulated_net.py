@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from gossipml.env import Credentials, Datagrams, Env, Stream
+from gossipml.env import GOSSIP, SWARM, Credentials, Datagrams, Env, Stream
 from gossipml.env.link import Link, fixed, uniform
 from gossipml.env.simulated import World, run_simulation
 from gossipml.env.simulated_sockets import CONNECT_SECONDS, INBOX_DATAGRAMS
@@ -178,6 +178,23 @@ def connected(
         return world
 
     return run_simulation(scenario, seed, link=link)
+
+
+def test_both_sides_know_the_protocol_that_the_dialler_chose(credentials: Members) -> None:
+    async def name_it(stream: Stream) -> None:
+        await stream.send_all(stream.protocol.encode())
+
+    async def dialler(world: World, stream: Stream) -> None:
+        assert stream.protocol == GOSSIP
+        assert await receive_exactly(stream, len(GOSSIP)) == GOSSIP.encode()
+        net = world.env("c").net
+        swarm = await net.connect(stream.remote, None, credentials("c"), SWARM)
+        assert swarm.protocol == SWARM
+        assert await receive_exactly(swarm, len(SWARM)) == SWARM.encode()
+        with pytest.raises(RemoteError, match="speaks no protocol of ours"):
+            await net.connect(stream.remote, None, credentials("c"), "gossipml-other/1")
+
+    connected(credentials, dialler, name_it)
 
 
 def test_a_connection_takes_two_round_trips_and_an_echo_one(credentials: Members) -> None:

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import trio
 
-from gossipml.env import Credentials, Env, Handler, Listener, Stream
-from gossipml.env.tls import PROTOCOL, tls_context
+from gossipml.env import GOSSIP, PROTOCOLS, SWARM, Credentials, Env, Handler, Listener, Stream
+from gossipml.env.tls import tls_context
 from gossipml.errors import RemoteError
 from gossipml.ids import Address
 
@@ -106,6 +106,23 @@ async def test_a_peer_that_dials_itself_learns_it(real: Env, credentials: Member
             await real.net.connect(listener.local, None, credentials("alice"))
 
 
+async def test_both_sides_know_the_protocol_that_the_dialler_chose(real: Env, credentials: Members) -> None:
+    async def name_it(stream: Stream) -> None:
+        await stream.send_all(stream.protocol.encode())
+
+    async with serving(real, credentials("alice"), name_it) as listener:
+        for protocol in (*PROTOCOLS, SWARM, GOSSIP):
+            stream = await real.net.connect(listener.local, None, credentials("bob"), protocol)
+            assert stream.protocol == protocol
+            assert await receive_exactly(stream, len(protocol)) == protocol.encode()
+            await stream.aclose()
+        stream = await real.net.connect(listener.local, None, credentials("bob"))
+        assert stream.protocol == GOSSIP
+        await stream.aclose()
+        with pytest.raises(RemoteError, match="speaks no protocol of ours"):
+            await real.net.connect(listener.local, None, credentials("bob"), "gossipml-other/1")
+
+
 async def test_nobody_there_is_an_oserror(real: Env, credentials: Members) -> None:
     listener = await real.net.listen(LOOPBACK, credentials("alice"))
     await listener.aclose()
@@ -130,7 +147,7 @@ def stranger_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols([PROTOCOL])
+    context.set_alpn_protocols([GOSSIP])
     return context
 
 

@@ -7,6 +7,7 @@ import math
 import trio
 import trio.testing
 
+from gossipml.env import GOSSIP
 from gossipml.ids import Address, PeerId
 from gossipml.peer import session as s
 from gossipml.peer.link import Link, LinkConfig, Parcel, Traffic
@@ -23,6 +24,7 @@ class HandStream:
     def __init__(self) -> None:
         self.peer_id: PeerId = BOB
         self.remote = Address("10.0.0.2", 40000)
+        self.protocol = GOSSIP
         self.incoming = bytearray()
         self.outgoing = bytearray()
         self.stuck = False
