@@ -117,10 +117,14 @@ class Net(Protocol):
         """
 
 
+Check = Callable[[bytes | memoryview], bool]
+"""Whether a part of a file is what it should be; plain code without waiting."""
+
+
 class Disk(Protocol):
     """Files under one folder, the peer's home. Paths are relative, with `/`.
 
-    A `write` is lasting after `fsync` of the file, a `rename` after `fsync_folder`; see `write_atomic`.
+    A `write` or `write_at` is lasting after `fsync` of the file, a `rename` after `fsync_folder`; see `write_atomic`.
     OSError as the system gives it (`FileNotFoundError`, ENOSPC, EROFS, EIO).
     """
 
@@ -129,6 +133,25 @@ class Disk(Protocol):
 
     async def write(self, path: str, data: bytes | memoryview, *, private: bool = False) -> None:
         """Replace the file's content; `private` gives mode 0600. Makes the folder when it is missing."""
+
+    async def read_at(self, path: str, offset: int, size: int, *, check: Check | None = None) -> bytes:
+        """A part of a file; short only at its end.
+
+        With `check`: b"" when `check(part)` says no. It runs where the disk's work runs, off the event loop, so that
+        reading and hashing cost one change of threads.
+        """
+
+    async def write_at(self, path: str, offset: int, data: bytes | memoryview, *, check: Check | None = None) -> bool:
+        """Replace a part of a file; makes the file and its folder, extends it (with zeros up to `offset`).
+
+        With `check`: False, and nothing is written, when `check(data)` says no; it runs as that of `read_at`.
+        """
+
+    async def size(self, path: str) -> int | None:
+        """Bytes of a file; None when it is missing."""
+
+    async def free(self) -> int:
+        """Bytes that may still be written to the disk."""
 
     async def fsync(self, path: str) -> None: ...
 

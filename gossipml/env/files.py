@@ -10,8 +10,10 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,6 +72,53 @@ def write_atomic(path: Path, data: bytes | memoryview, *, private: bool = False)
             temporary.unlink()
         raise
     fsync_folder(path.parent)
+
+
+def read_at(path: Path, offset: int, size: int, check: Callable[[bytes | memoryview], bool] | None = None) -> bytes:
+    """A part of a file, short only at its end; b"" when `check(part)` says no."""
+    with open(path, "rb", buffering=0) as file:
+        # The size is asked first: read(size) would set that much memory aside, whatever the file holds.
+        size = max(0, min(size, os.fstat(file.fileno()).st_size - offset))
+        file.seek(offset)
+        data = file.read(size)
+        while data and len(data) < size and (more := file.read(size - len(data))):
+            data += more
+    return data if check is None or check(data) else b""
+
+
+def write_at(
+    path: Path, offset: int, data: bytes | memoryview, check: Callable[[bytes | memoryview], bool] | None = None
+) -> bool:
+    """Replace a part of a file, which is made or extended; False, and nothing written, when `check(data)` says no."""
+    if check is not None and not check(data):
+        return False
+    flags = os.O_WRONLY | os.O_CREAT | _BINARY | _CLOSE_ON_EXEC
+    try:
+        number = os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number = os.open(path, flags, 0o666)
+    with open(number, "wb", buffering=0) as file:
+        file.seek(offset)
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[file.write(view) :]
+    return True
+
+
+def size(path: Path) -> int | None:
+    """Bytes of a file; None when it is missing."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def free(folder: Path) -> int:
+    """Bytes that this user may still write to the disk that holds `folder`, or that will hold it."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def fsync(path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from gossipml.env import Credentials, Env, files
+from gossipml.env import GOSSIP, Check, Credentials, Env, files
 from gossipml.env.connections import HandshakeLimits, TlsListener, connect, listen
 from gossipml.env.paths import checked_path
 from gossipml.env.sockets import RealDatagrams, bound_socket, own_addresses
@@ -90,6 +90,18 @@ class RealDisk:
 
     async def write(self, path: str, data: bytes | memoryview, *, private: bool = False) -> None:
         await self._run(functools.partial(files.write, self._path(path), data, private=private))
+
+    async def read_at(self, path: str, offset: int, size: int, *, check: Check | None = None) -> bytes:
+        return await self._run(files.read_at, self._path(path), offset, size, check)
+
+    async def write_at(self, path: str, offset: int, data: bytes | memoryview, *, check: Check | None = None) -> bool:
+        return await self._run(files.write_at, self._path(path), offset, data, check)
+
+    async def size(self, path: str) -> int | None:
+        return await self._run(files.size, self._path(path))
+
+    async def free(self) -> int:
+        return await self._run(files.free, self._home)
 
     async def fsync(self, path: str) -> None:
         await self._run(files.fsync, self._path(path))

@@ -1,8 +1,9 @@
 """A disk in memory that loses what was not synced, fills up and fails, and remembers every operation.
 
-After a power loss a file holds its last synced content, or the new one, or any prefix of it; each change of a
-folder (a new name, a rename, a removal) that no `fsync_folder` followed has happened or has not, each for
-itself. That is more than most file systems inflict and all that POSIX promises. A rename itself is atomic.
+After a power loss a file holds its last synced content, or the new one, or any prefix of it; of several parts
+written since (`write_at`) each is there, or a prefix of it, or not, each for itself, and zeros where none is. Each
+change of a folder (a new name, a rename, a removal) that no `fsync_folder` followed has happened or has not, each
+for itself. That is more than most file systems inflict and all that POSIX promises. A rename itself is atomic.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ import errno
 import os
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import trio
 
+from gossipml.env import Check
 from gossipml.env.paths import checked_path, folder_of
 
-Kind = Literal["read", "write", "fsync", "rename", "fsync_folder", "remove", "list"]
+Kind = Literal[
+    "read", "read_at", "write", "write_at", "size", "free", "fsync", "rename", "fsync_folder", "remove", "list"
+]
+UNLIMITED = 1 << 50  # what a disk without `capacity` says is free
 LATENCY = 0.0005  # seconds an operation takes, so that a crash can land between any two
 
 
@@ -32,6 +37,8 @@ class Operation:
     private: bool = False
     target: str = ""
     """Where a rename leads."""
+    offset: int = 0
+    """Where a part is read or written."""
 
 
 @dataclass(eq=False)
@@ -39,6 +46,7 @@ class _File:
     data: bytes
     synced: bytes | None  # None: never synced, so not even empty for sure
     private: bool
+    unsynced: list[Operation] = field(default_factory=list)  # what was written since; begins anew at a `write`
 
 
 _Change = dict[str, "_File | None"]
@@ -62,6 +70,33 @@ class MountedDisk:
 
     async def write(self, path: str, data: bytes | memoryview, *, private: bool = False) -> None:
         await self._change(Operation("write", checked_path(path), bytes(data), private))
+
+    async def read_at(self, path: str, offset: int, size: int, *, check: Check | None = None) -> bytes:
+        path = checked_path(path)
+        await self._begin(Operation("read_at", path, offset=offset))
+        data = self._store.content(path)[offset : offset + size]
+        return data if check is None or check(data) else b""
+
+    async def write_at(self, path: str, offset: int, data: bytes | memoryview, *, check: Check | None = None) -> bool:
+        path = checked_path(path)
+        if check is not None and not check(data):
+            await trio.lowlevel.checkpoint()
+            return False
+        await self._change(Operation("write_at", path, bytes(data), offset=offset))
+        return True
+
+    async def size(self, path: str) -> int | None:
+        path = checked_path(path)
+        await self._begin(Operation("size", path))
+        try:
+            return len(self._store.content(path))
+        except FileNotFoundError:
+            return None
+
+    async def free(self) -> int:
+        await self._begin(Operation("free", ""))
+        store = self._store
+        return UNLIMITED if store.capacity is None else max(0, store.capacity - store.used)
 
     async def fsync(self, path: str) -> None:
         await self._change(Operation("fsync", checked_path(path)))
@@ -146,12 +181,14 @@ class SimulatedDisk(MountedDisk):
             if kept():
                 _apply_change(names, change)
         for file in dict.fromkeys(names.values()):
-            if file.data != file.synced and not kept():
-                if rng is not None and rng.random() < 0.5:
-                    file.data = file.data[: rng.randint(0, len(file.data))]  # torn
-                else:
-                    file.data = file.synced or b""
-            file.synced = file.data
+            data = file.synced or b""
+            for write in file.unsynced:
+                if kept():
+                    data = _written(data, write)
+                elif rng is not None and rng.random() < 0.5:
+                    data = _written(data, write, rng.randint(0, len(write.data)))  # torn
+            file.data = file.synced = data
+            file.unsynced = []
         self._names, self._synced, self._pending = names, dict(names), []
 
     def crash_points(self, *, torn: int = 2) -> Iterator[tuple[int, SimulatedDisk]]:
@@ -177,11 +214,12 @@ class SimulatedDisk(MountedDisk):
         """Do it at once."""
         path = operation.path
         match operation.kind:
-            case "write":
+            case "write" | "write_at":
                 self._write(operation)
             case "fsync":
                 file = self._file(path)
                 file.synced = file.data
+                file.unsynced = []
                 # fsync of a new file makes its name lasting on common file systems; POSIX does not say so.
             case "rename":
                 self._enter({path: None, operation.target: self._file(path)})
@@ -197,17 +235,23 @@ class SimulatedDisk(MountedDisk):
             self.operations.append(operation)
 
     def _write(self, operation: Operation) -> None:
-        path, data = operation.path, operation.data
+        path, whole = operation.path, operation.kind == "write"
         file = self._names.get(path)
-        room = None if self.capacity is None else self.capacity - self.used + (len(file.data) if file else 0)
-        fits = data if room is None else data[: max(0, room)]
+        before = file.data if file else b""
+        after = _written(before, operation)
+        room = None if self.capacity is None else self.capacity - self.used + len(before)
+        full = room is not None and len(after) > max(room, 0 if whole else len(before))
+        if full:  # as in reality, what fits is there
+            assert room is not None
+            fits = max(0, max(room, 0 if whole else len(before)) - operation.offset)
+            operation = replace(operation, data=operation.data[:fits])
         if file is None:
-            file = _File(fits, None, operation.private)
+            file = _File(b"", None, operation.private)
             self._enter({path: file})
-        else:
-            file.data = fits
-            file.private = file.private or operation.private
-        if len(fits) < len(data):  # as in reality, what fitted is there
+        file.data = _written(before, operation)
+        file.unsynced = [operation] if whole else [*file.unsynced, operation]
+        file.private = file.private or operation.private
+        if full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     def _enter(self, change: _Change) -> None:
@@ -227,3 +271,14 @@ def _apply_change(names: dict[str, _File], change: _Change) -> None:
             names.pop(name, None)
         else:
             names[name] = file
+
+
+def _written(data: bytes, operation: Operation, size: int | None = None) -> bytes:
+    """The content of a file after the first `size` bytes of a write, or all."""
+    new = operation.data[:size]
+    if operation.kind == "write":
+        return new
+    if not new:
+        return data
+    start, end = operation.offset, operation.offset + len(new)
+    return data[:start].ljust(start, b"\0") + new + data[end:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Callable
@@ -94,6 +95,29 @@ def test_a_full_disk_is_the_systems_error() -> None:
     with pytest.raises(OSError, match="No space left") as caught:
         files._write(Path("/dev/full"), b"x", 0, private=False)
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_parts_are_written_into_new_and_old_files_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "f"
+    assert files.size(path) is None
+    assert files.write_at(path, 4, b"tail")
+    assert files.write_at(path, 0, memoryview(b"head"))
+    assert path.read_bytes() == b"headtail" and files.size(path) == 8
+    assert files.read_at(path, 2, 4) == b"adta"
+    assert files.read_at(path, 6, 1 << 40) == b"il"  # and sets no terabyte aside
+    assert files.read_at(path, 9, 1) == b""
+
+
+def test_a_part_that_fails_its_check_is_neither_written_nor_given(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    assert not files.write_at(path, 0, b"x", lambda _: False)
+    assert not path.exists()
+    path.write_bytes(b"x")
+    assert files.read_at(path, 0, 1, lambda _: False) == b""
+
+
+def test_what_is_free_is_known_before_the_folder_exists(tmp_path: Path) -> None:
+    assert 0 < files.free(tmp_path / "not" / "yet") <= shutil.disk_usage(tmp_path).total
 
 
 def test_a_missing_folder_lists_as_empty(tmp_path: Path) -> None:

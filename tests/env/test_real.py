@@ -189,6 +189,11 @@ async def test_disk_round_trip(real: Env, tmp_path: Path) -> None:
     assert await disk.list("") == ["state"]
     assert await disk.list("missing") == []
     assert (tmp_path / "state" / "ages").read_bytes() == b"two"
+    assert await disk.write_at("models/part", 2, b"cd", check=lambda part: part == b"cd")
+    assert not await disk.write_at("models/part", 0, b"xx", check=lambda part: part == b"ab")
+    assert await disk.read_at("models/part", 1, 9) == b"\0cd"
+    assert (await disk.size("models/part"), await disk.size("models/none")) == (4, None)
+    assert await disk.free() > 0
     await disk.remove("state/ages")
     with pytest.raises(FileNotFoundError):
         await disk.read("state/ages", limit=10)

@@ -44,6 +44,55 @@ async def test_it_reads_what_was_written(disk: SimulatedDisk) -> None:
         await disk.read("../token", limit=9)
 
 
+async def test_parts_of_a_file_are_read_and_written(disk: SimulatedDisk) -> None:
+    assert await disk.size("m/f") is None
+    assert await disk.write_at("m/f", 4, b"tail")
+    assert await disk.size("m/f") == 8
+    await disk.write_at("m/f", 0, memoryview(b"head"))
+    await disk.write_at("m/f", 6, b"")
+    assert await disk.read_at("m/f", 2, 4) == b"adta"
+    assert await disk.read_at("m/f", 6, 99) == b"il"
+    assert await disk.read_at("m/f", 9, 1) == b""
+    with pytest.raises(FileNotFoundError):
+        await disk.read_at("m/none", 0, 1)
+
+
+async def test_a_part_that_is_not_what_it_should_be_is_neither_written_nor_given(disk: SimulatedDisk) -> None:
+    def even(part: bytes | memoryview) -> bool:
+        return len(part) % 2 == 0
+
+    assert not await disk.write_at("f", 0, b"odd", check=even)
+    assert await disk.size("f") is None
+    assert await disk.write_at("f", 0, b"even", check=even)
+    assert (await disk.read_at("f", 0, 3, check=even), await disk.read_at("f", 0, 2, check=even)) == (b"", b"ev")
+
+
+async def test_parts_that_are_not_synced_are_lost_each_for_itself(disk: SimulatedDisk) -> None:
+    await disk.write("f", b"........")
+    await disk.fsync("f")
+    await disk.fsync_folder("")
+    await disk.write_at("f", 0, b"AB")
+    await disk.write_at("f", 6, b"YZ12")
+    seen = {after.files()["f"] for count, after in disk.crash_points(torn=60) if count == 5}
+    assert {b"........", b"AB......", b"......YZ12", b"AB....YZ12"} <= seen
+    assert any(data.endswith(b"YZ1") for data in seen), "a part is torn too"
+    await disk.fsync("f")
+    assert after_loss(disk) == {"f": b"AB....YZ12"}
+
+
+async def test_a_disk_full_in_a_part_keeps_what_was_there(disk: SimulatedDisk) -> None:
+    assert await disk.free() > 1 << 40
+    await disk.write("f", b"12345678")
+    disk.capacity = 10
+    assert await disk.free() == 2
+    with pytest.raises(OSError) as caught:
+        await disk.write_at("f", 6, b"abcdefgh")
+    assert caught.value.errno == errno.ENOSPC
+    assert disk.files() == {"f": b"123456abcd"}
+    await disk.write_at("f", 0, b"within")  # needs no room
+    assert await disk.free() == 0
+
+
 async def test_operations_take_virtual_time(autojump_clock: trio.testing.MockClock) -> None:
     disk = SimulatedDisk(latency=0.5)
     await disk.write("f", b"x")
