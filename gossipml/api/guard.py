@@ -3,8 +3,8 @@
 Against pages in a browser on the same machine (CSRF, DNS rebinding, framing) and clumsy or hostile clients. On
 every method and every path: exactly one Host, naming this endpoint; an Origin, when there is one, of this
 endpoint; no request that a browser calls cross-site; the API key, when there is one; bodies within the cap and of
-the announced length. No CORS header is ever sent. An exception inside ends as a 500 with a sentence, logged, and
-nothing else.
+the announced length. What changes something needs the bearer token besides (`check_token`, asked by the routes).
+No CORS header is ever sent. An exception inside ends as a 500 with a sentence, logged, and nothing else.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class GuardRules:
     names: tuple[str, ...] = ()
     """Host names, beside the address itself and the loopback names, under which the endpoint is reached."""
     api_key: str = field(default="", repr=False)
+    api_token: str = field(default="", repr=False)
+    """What a request needs that changes something; it is as good as the API key for the others."""
     max_body: int = MAX_BODY
 
 
@@ -72,7 +74,7 @@ class Guard:
             await send(message)
 
         try:
-            headers = _headers(scope)
+            headers = headers_of(scope)
             check_host(headers, scope["server"], self.rules)
             check_origin(headers, scope["method"], self.rules)
             check_key(headers, self.rules)
@@ -134,17 +136,38 @@ def check_origin(headers: Headers, method: str, rules: GuardRules) -> None:
 
 
 def check_key(headers: Headers, rules: GuardRules) -> None:
-    """Refusal unless the request carries the API key, if there is one; compared in constant time."""
-    if not rules.api_key:
-        return
-    values = headers.get(b"authorization", [])
-    scheme, _, key = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
-    if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), rules.api_key.encode()):
+    """Refusal unless the request carries the API key, if there is one, or the bearer token."""
+    if rules.api_key and not _carries(headers, rules.api_key) and not _carries(headers, rules.api_token):
         raise Refusal(
             401,
             "this endpoint needs its API key: send the header `Authorization: Bearer KEY`",
             {"www-authenticate": "Bearer"},
         )
+
+
+def check_token(headers: Headers, rules: GuardRules) -> None:
+    """Refusal unless the request carries the bearer token: for what changes something."""
+    if not _carries(headers, rules.api_token):
+        raise Refusal(
+            401,
+            "this changes something and needs the token of HOME/api-token: send the header `Authorization: Bearer "
+            "TOKEN`, or use the command line",
+            {"www-authenticate": "Bearer"},
+        )
+
+
+def headers_of(scope: Scope) -> Headers:
+    headers: Headers = {}
+    for name, value in scope["headers"]:
+        headers.setdefault(name.lower(), []).append(value)
+    return headers
+
+
+def _carries(headers: Headers, secret: str) -> bool:
+    """Compared in constant time; an empty secret is carried by nobody."""
+    values = headers.get(b"authorization", [])
+    scheme, _, key = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
+    return bool(secret) and scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), secret.encode())
 
 
 def is_loopback(host: str) -> bool:
@@ -189,13 +212,6 @@ def _limited(receive: Receive, announced: int | None, cap: int) -> Receive:
 
 def _too_large(cap: int) -> Refusal:
     return Refusal(413, f"the body is over the limit of {cap} bytes; send less at once")
-
-
-def _headers(scope: Scope) -> Headers:
-    headers: Headers = {}
-    for name, value in scope["headers"]:
-        headers.setdefault(name.lower(), []).append(value)
-    return headers
 
 
 def _split_authority(text: str) -> tuple[str, str]:

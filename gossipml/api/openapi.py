@@ -31,12 +31,16 @@ class Operation:
     """Beyond those that every operation may give."""
     query: bool = False
     """Whether any query parameter goes to the model."""
+    changes: bool = False
+    """Whether it changes something: then the bearer token of HOME/api-token is needed."""
 
 
 INFER = ((JSON_TYPE, "InferRequest"),)
 PREDICT = ((JSON_TYPE, "Anything"), ("text/csv", "Text"))
 ASKING = (400, 404, 502, 503, 504)
 SENDING = (*ASKING, 408, 413, 415)
+CHANGING = (400, 404, 408, 413, 415, 502, 503)
+VERSION = ((JSON_TYPE, "VersionRequest"),)
 
 OPERATIONS = (
     Operation("page", "GET", "/", "The state of this peer, for people", "Text", "text/html"),
@@ -82,14 +86,32 @@ OPERATIONS = (
     ),
     Operation("status", "GET", "/v1/status", "What this peer is and does", "Object"),
     Operation("peers", "GET", "/v1/peers", "Who else is in the network", "Object"),
-    Operation("models", "GET", "/v1/models", "The models this peer answers for", "Object"),
+    Operation("models", "GET", "/v1/models", "The models of the network and which this peer answers for", "Object",
+              errors=(502,)),
+    Operation("model", "GET", "/v1/models/{model}", "A model's versions and who holds them", "Object",
+              errors=(404, 502)),
+    Operation("transfers", "GET", "/v1/transfers", "Downloads of models", "Object"),
+    Operation("model_publish", "POST", "/v1/models/{model}/publish", "Make a new version", "Object",
+              body=((JSON_TYPE, "PublishRequest"),), body_required=False, errors=CHANGING, changes=True),
+    Operation("model_pull", "POST", "/v1/models/{model}/pull", "Fetch a version to this peer", "Object",
+              body=VERSION, body_required=False, errors=CHANGING, changes=True),
+    Operation("model_rollback", "POST", "/v1/models/{model}/rollback", "Make an older version the latest", "Object",
+              body=VERSION, errors=CHANGING, changes=True),
+    Operation("model_pin", "POST", "/v1/models/{model}/pin", "Keep a version here", "Object",
+              body=VERSION, body_required=False, errors=CHANGING, changes=True),
+    Operation("model_unpin", "POST", "/v1/models/{model}/unpin", "Keep it no longer than others", "Object",
+              body=VERSION, body_required=False, errors=CHANGING, changes=True),
+    Operation("model_remove", "DELETE", "/v1/models/{model}", "Remove all versions of a model from this peer", "Object",
+              errors=(400, 404), changes=True),
+    Operation("model_remove_version", "DELETE", "/v1/models/{model}/versions/{version}",
+              "Remove one version from this peer", "Object", errors=(400, 404), changes=True),
     Operation("events", "GET", "/v1/events", "Server-sent events", "Text", "text/event-stream", errors=(503,)),
     Operation("metrics", "GET", "/metrics", "Counters for Prometheus", "Text", "text/plain"),
 )  # fmt: skip
 
 ERRORS: Mapping[int, str] = {
     400: "The request is wrong; the sentence says what",
-    401: "The API key is missing or wrong",
+    401: "The API key or, for what changes something, the bearer token is missing or wrong",
     403: "A page of another origin asked",
     404: "No such model or version",
     408: "The body did not come in time",
@@ -139,6 +161,8 @@ SCHEMAS: dict[str, JSON] = {
                             outputs={"type": "array", "items": _object(("name",), name=_STRING)}),
     "InferAnswer": _object(("model_name", "model_version", "outputs"), model_name=_STRING, model_version=_STRING,
                            id=_STRING, parameters={"type": "object"}, outputs=_TENSORS),
+    "VersionRequest": _object(version=_STRING),
+    "PublishRequest": _object(file=_STRING, note=_STRING),
     "IndexRequest": _object(ready={"type": "boolean"}),
     "ModelIndex": {"type": "array", "items": _object(("name", "version", "state", "reason"), name=_STRING,
                                                      version=_STRING, state=_STRING, reason=_STRING)},

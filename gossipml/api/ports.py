@@ -156,8 +156,43 @@ class Overloaded(NotReady):
         super().__init__(sentence, retry_after)
 
 
+class Library(Protocol):
+    """The published models of the network. Names and versions are the client's text, unread; a version is any
+    unambiguous beginning of its id, empty for the latest.
+
+    Raises UserError for a wrong request, UnknownModel when there is no such model or version, RemoteError when nobody
+    gives it.
+    """
+
+    async def table(self) -> list[dict[str, JSON]]:
+        """One line a model: its latest version, size, live replicas."""
+
+    async def show(self, name: str) -> dict[str, JSON]:
+        """The versions of a model, newest first, and who holds them."""
+
+    async def publish(self, name: str, file: str, note: str) -> dict[str, JSON]:
+        """Make a new version: of the model in training, or of a file that lies in HOME/models/incoming."""
+
+    async def pull(self, name: str, version: str) -> dict[str, JSON]:
+        """Begin to fetch a version, or say that it is here; `transfers` tells how it goes on."""
+
+    async def rollback(self, name: str, version: str) -> dict[str, JSON]: ...
+
+    async def pin(self, name: str, version: str, pinned: bool) -> dict[str, JSON]:
+        """Keep a version here whatever comes after it, or no longer."""
+
+    async def remove(self, name: str, version: str) -> dict[str, JSON]:
+        """Remove a version from this peer, or all of a model when `version` is empty."""
+
+    def transfers(self) -> list[dict[str, JSON]]:
+        """Downloads under way, and those that ended a moment ago."""
+
+
 class Node(Protocol):
-    """The daemon as its HTTP endpoint sees it. Only `predict` may take its time."""
+    """The daemon as its HTTP endpoint sees it. Only `predict` and the library may take their time."""
+
+    @property
+    def library(self) -> Library: ...
 
     def status(self) -> dict[str, JSON]:
         """What the peer is and does: the body of `/v1/status`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 from urllib.parse import parse_qsl
@@ -20,7 +20,7 @@ from gossipml import __version__
 from gossipml.api import openapi, page, prometheus, strict_json, tensors
 from gossipml.api.answers import Refusal, json_response
 from gossipml.api.event_stream import EventStream
-from gossipml.api.guard import Guard, GuardRules
+from gossipml.api.guard import Guard, GuardRules, check_token, headers_of
 from gossipml.api.ports import (
     JSON,
     CsvRow,
@@ -39,6 +39,7 @@ from gossipml.errors import UserError
 
 MAX_UNDER_WAY = 64  # predictions and other bodies at once; bounds what they hold in memory to 64 times the cap
 MAX_FIELDS = 4096  # query parameters; the head of a request (16 KiB) holds no more
+MAX_TEXT = 1024  # of a member of a request
 LARGE_BODY = 1 << 14  # bytes from which JSON is read beside the event loop: a few milliseconds' work
 PREDICT_SECONDS = 30.0  # then the client gets its 504; a model here answers in milliseconds
 
@@ -54,7 +55,8 @@ class Endpoint:
         self._under_way = 0
         self._reading = trio.CapacityLimiter(1)
         self._openapi = strict_json.dump(openapi.document())
-        self._routes = [Route(o.path, getattr(self, o.name), methods=[o.method]) for o in openapi.OPERATIONS]
+        self._rules = rules
+        self._routes = [Route(o.path, self._route(o), methods=[o.method]) for o in openapi.OPERATIONS]
         self._router = Router(self._routes, redirect_slashes=False, default=_unknown_route)
         self.app = Guard(self._routed, rules)
 
@@ -71,6 +73,15 @@ class Endpoint:
             raise Refusal(
                 405, f"{scope['method'][:16]} is not understood here, only {allowed}", {"allow": allowed}
             ) from None
+
+    def _route(self, operation: openapi.Operation) -> Callable[[Request], Awaitable[Response]]:
+        answer: Callable[[Request], Awaitable[Response]] = getattr(self, operation.name)
+
+        async def with_token(request: Request) -> Response:
+            check_token(headers_of(request.scope), self._rules)
+            return await answer(request)
+
+        return with_token if operation.changes else answer
 
     # Pages, probes, status
 
@@ -96,14 +107,6 @@ class Endpoint:
         peers: list[JSON] = [*self._node.peers()]
         return json_response({"peers": peers})
 
-    async def models(self, request: Request) -> Response:
-        models: list[JSON] = [
-            {**tensors.describe_model(card), "version": card.version, "ready": card.ready, "reason": card.reason,
-             "labels": list(card.labels)}
-            for card in self._node.models()
-        ]  # fmt: skip
-        return json_response({"models": models})
-
     async def events(self, request: Request) -> Response:
         return EventStream(self._node, self._stopping)
 
@@ -114,6 +117,69 @@ class Endpoint:
         ]
         text = prometheus.exposition([*self._node.metrics(), *own])
         return Response(text, media_type=prometheus.MEDIA_TYPE)
+
+    # Published models
+
+    async def models(self, request: Request) -> Response:
+        serving = {
+            card.name: {**tensors.describe_model(card), "version": card.version, "ready": card.ready,
+                        "reason": card.reason, "labels": list(card.labels)}
+            for card in self._node.models()
+        }  # fmt: skip
+        table = await self._node.library.table()
+        listed = {line["name"] for line in table}
+        lines: list[JSON] = [{**line, "serving": serving.get(str(line["name"]))} for line in table]
+        lines += [{"name": name, "serving": card} for name, card in serving.items() if name not in listed]
+        return json_response({"models": lines})
+
+    async def model(self, request: Request) -> Response:
+        return json_response(await self._node.library.show(_model(request)))
+
+    async def transfers(self, request: Request) -> Response:
+        transfers: list[JSON] = [*self._node.library.transfers()]
+        return json_response({"transfers": transfers})
+
+    async def model_publish(self, request: Request) -> Response:
+        asked = await self._strings(request, "file", "note")
+        return json_response(await self._node.library.publish(_model(request), asked["file"], asked["note"]))
+
+    async def model_pull(self, request: Request) -> Response:
+        asked = await self._strings(request, "version")
+        return json_response(await self._node.library.pull(_model(request), asked["version"]))
+
+    async def model_rollback(self, request: Request) -> Response:
+        asked = await self._strings(request, "version")
+        return json_response(await self._node.library.rollback(_model(request), asked["version"]))
+
+    async def model_pin(self, request: Request) -> Response:
+        asked = await self._strings(request, "version")
+        return json_response(await self._node.library.pin(_model(request), asked["version"], True))
+
+    async def model_unpin(self, request: Request) -> Response:
+        asked = await self._strings(request, "version")
+        return json_response(await self._node.library.pin(_model(request), asked["version"], False))
+
+    async def model_remove(self, request: Request) -> Response:
+        return json_response(await self._node.library.remove(_model(request), ""))
+
+    async def model_remove_version(self, request: Request) -> Response:
+        return json_response(await self._node.library.remove(_model(request), _version(request)))
+
+    async def _strings(self, request: Request, *names: str) -> dict[str, str]:
+        """The members of a JSON object of text, empty where they are missing."""
+        with self._slot():
+            body = await request.body()
+        if not body:
+            return dict.fromkeys(names, "")
+        _media_type(request, ("application/json",))
+        value = strict_json.parse(body)
+        if not isinstance(value, dict) or value.keys() - set(names):
+            raise UserError(f"the body must be a JSON object with no other members than {', '.join(names)}")
+        asked = {name: value.get(name, "") for name in names}
+        for name, text in asked.items():
+            if not isinstance(text, str) or len(text) > MAX_TEXT:
+                raise UserError(f"{name} must be text of at most {MAX_TEXT} characters")
+        return {name: str(text) for name, text in asked.items()}
 
     # The easy way to predict
 
@@ -202,10 +268,7 @@ class Endpoint:
         cards = {card.name: card for card in self._node.models()}
         if name in cards:
             return cards[name]
-        if not re.fullmatch(openapi.MODEL_NAME, name):
-            raise Refusal(
-                404, f"{name[:64]!r} is not a model's name (a-z, 0-9, _ and -, at most 64, not beginning with _ or -)"
-            )
+        _model(request)
         near = difflib.get_close_matches(name, cards, cutoff=0.5)
         if near:
             hint = f"did you mean {' or '.join(near)}?"
@@ -292,6 +355,15 @@ def _media_type(request: Request, allowed: tuple[str, ...]) -> str:
             {"accept": ", ".join(allowed)},
         )
     return media
+
+
+def _model(request: Request) -> str:
+    name: str = request.path_params["model"]
+    if not re.fullmatch(openapi.MODEL_NAME, name):
+        raise Refusal(
+            404, f"{name[:64]!r} is not a model's name (a-z, 0-9, _ and -, at most 64, not beginning with _ or -)"
+        )
+    return name
 
 
 def _version(request: Request) -> str:

@@ -38,6 +38,8 @@ class ApiConfig:
     """Further host names under which the endpoint may be asked for (a reverse proxy's)."""
     api_key: str = field(default="", repr=False)
     """Then every request needs `Authorization: Bearer KEY`. Comes from a 0600 file."""
+    api_token: str = field(default="", repr=False)
+    """What requests need that change something; without one they are all refused."""
     max_body: int = MAX_BODY
     limits: Limits = field(default_factory=Limits)
 
@@ -63,7 +65,7 @@ async def serve(
     listeners = await _listen(config.listen)
     bound = Address(*listeners[0].socket.getsockname()[:2])
     stopping = trio.Event()
-    rules = GuardRules(tuple(name.lower() for name in config.names), config.api_key, config.max_body)
+    rules = GuardRules(tuple(name.lower() for name in config.names), config.api_key, config.api_token, config.max_body)
     server = Server(Endpoint(node, rules, stopping).app, config.limits, stopping)
     async with trio.open_nursery() as nursery:
         draining: trio.CancelScope = await nursery.start(_serve_connections, server, listeners)

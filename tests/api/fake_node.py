@@ -53,6 +53,43 @@ READY = Health(True, "xor answers")
 
 
 @dataclass
+class FakeLibrary:
+    """Holds two versions of xor and remembers what it was asked to do."""
+
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+
+    async def table(self) -> list[dict[str, JSON]]:
+        return [{"name": "xor", "version": "ab12", "replicas": 3}, {"name": "other", "version": "cd34", "replicas": 1}]
+
+    async def show(self, name: str) -> dict[str, JSON]:
+        if name != "xor":
+            raise UnknownModel(f"there is no model {name!r} in the network")
+        return {"name": name, "versions": []}
+
+    async def publish(self, name: str, file: str, note: str) -> dict[str, JSON]:
+        return self._done("publish", name, file, note)
+
+    async def pull(self, name: str, version: str) -> dict[str, JSON]:
+        return self._done("pull", name, version)
+
+    async def rollback(self, name: str, version: str) -> dict[str, JSON]:
+        return self._done("rollback", name, version)
+
+    async def pin(self, name: str, version: str, pinned: bool) -> dict[str, JSON]:
+        return self._done("pin" if pinned else "unpin", name, version)
+
+    async def remove(self, name: str, version: str) -> dict[str, JSON]:
+        return self._done("remove", name, version)
+
+    def transfers(self) -> list[dict[str, JSON]]:
+        return [{"name": "xor", "done": 5, "size": 10}]
+
+    def _done(self, *what: str) -> dict[str, JSON]:
+        self.asked.append(what)
+        return {"version": "ab12"}
+
+
+@dataclass
 class FakeNode:
     """Knows xor, and digits-mlp that is not ready."""
 
@@ -66,6 +103,7 @@ class FakeNode:
     """What every prediction waits for."""
     peer_rows: list[dict[str, JSON]] = field(default_factory=list)
     broadcast: Broadcast = field(default_factory=Broadcast)
+    library: FakeLibrary = field(default_factory=FakeLibrary)
 
     def status(self) -> dict[str, JSON]:
         return {"name": "anna", "round": 3, "loss": float("nan")}

@@ -166,3 +166,31 @@ async def test_anything_but_http_is_a_bug_of_the_server() -> None:
 
     with pytest.raises(ValueError, match="websocket"):
         await asker.app({"type": "websocket"}, never, nothing)
+
+
+TOKEN = "token-of-the-home-0123456789"
+
+
+@pytest.mark.parametrize(("method", "path"), [(o.method, o.path) for o in openapi.OPERATIONS if o.changes])
+async def test_what_changes_something_needs_the_token(method: str, path: str) -> None:
+    node = FakeNode()
+    asker = client(node, GuardRules(api_token=TOKEN))
+    target = path.replace("{model}", "xor").replace("{version}", "ab12")
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {TOKEN}"}):
+        assert (await asker.ask(method, target, headers)).status == 401
+    assert node.library.asked == []
+    allowed = await asker.ask(method, target, {"authorization": f"Bearer {TOKEN}"})
+    assert allowed.status == 200
+    assert len(node.library.asked) == 1
+
+
+async def test_without_a_token_nobody_changes_anything() -> None:
+    node = FakeNode()
+    assert (await client(node).ask("POST", "/v1/models/xor/pull", {"authorization": "Bearer "})).status == 401
+    assert node.library.asked == []
+
+
+async def test_the_token_also_opens_what_needs_the_api_key_but_not_the_other_way_round() -> None:
+    asker = client(FakeNode(), GuardRules(api_key=KEY, api_token=TOKEN))
+    assert (await asker.get("/v1/status", authorization=f"Bearer {TOKEN}")).status == 200
+    assert (await asker.post("/v1/models/xor/pull", {}, authorization=f"Bearer {KEY}")).status == 401

@@ -315,13 +315,17 @@ async def test_the_repository_index_lists_models_and_states() -> None:
 # Status, pages, metrics, documents
 
 
+def rows(value: JSON) -> list[dict[str, JSON]]:
+    assert isinstance(value, list)
+    return [row for row in value if isinstance(row, dict)]
+
+
 async def test_status_peers_and_models_are_json() -> None:
     asker = client(FakeNode(peer_rows=[{"name": "bert", "alive": True}]))
     assert (await asker.get("/v1/status")).json() == {"name": "anna", "round": 3, "loss": None}
     assert (await asker.get("/v1/peers")).json() == {"peers": [{"name": "bert", "alive": True}]}
-    models = (await asker.get("/v1/models")).json()["models"]
-    assert isinstance(models, list)
-    assert [(m["name"], m["ready"], m["version"], m["labels"]) for m in models] == [
+    served = [line["serving"] for line in rows((await asker.get("/v1/models")).json()["models"]) if line["serving"]]
+    assert [(m["name"], m["ready"], m["version"], m["labels"]) for m in rows(served)] == [
         ("xor", True, "v7", ["0", "1"]),
         ("digits-mlp", False, "", []),
     ]
@@ -362,6 +366,38 @@ async def test_metrics_are_in_the_text_format() -> None:
         "# TYPE gossipml_http_responses_total counter\n"
         'gossipml_http_responses_total{code="404"} 1\n'
     )
+
+
+async def test_published_and_served_models_are_one_list() -> None:
+    lines = {str(line["name"]): line for line in rows((await client(FakeNode()).get("/v1/models")).json()["models"])}
+    assert set(lines) == {"xor", "other", "digits-mlp"}
+    assert lines["xor"]["version"] == "ab12"
+    assert lines["xor"]["serving"] is not None
+    assert lines["other"]["serving"] is None
+    assert "version" not in lines["digits-mlp"]
+
+
+async def test_requests_about_models_reach_the_library() -> None:
+    node = FakeNode()
+    asker = client(node, GuardRules(api_token="t" * 20))
+    bearer = {"authorization": "Bearer " + "t" * 20}
+    await asker.post("/v1/models/xor/publish", {"file": "a.safetensors", "note": "n"}, **bearer)
+    await asker.ask("POST", "/v1/models/xor/pull", bearer)
+    await asker.post("/v1/models/xor/rollback", {"version": "ab12"}, **bearer)
+    await asker.ask("DELETE", "/v1/models/xor/versions/ab12", bearer)
+    await asker.ask("DELETE", "/v1/models/xor", bearer)
+    assert node.library.asked == [
+        ("publish", "xor", "a.safetensors", "n"),
+        ("pull", "xor", ""),
+        ("rollback", "xor", "ab12"),
+        ("remove", "xor", "ab12"),
+        ("remove", "xor", ""),
+    ]
+    for body in ([], {"versio": "a"}, {"version": 3}, {"version": "a" * 2000}):
+        assert (await asker.post("/v1/models/xor/pull", body, **bearer)).status == 400
+    assert (await asker.get("/v1/models/XOR")).status == 404
+    assert (await asker.get("/v1/models/none")).error == "there is no model 'none' in the network"
+    assert rows((await asker.get("/v1/transfers")).json()["transfers"])[0]["done"] == 5
 
 
 async def test_the_openapi_document_describes_every_operation_with_existing_schemas() -> None:
