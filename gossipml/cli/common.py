@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ANSWER_LIMIT = 16 << 20  # bytes of a local answer; a list of thousands of peers fits
 ANSWER_SECONDS = 10.0
+CHANGE_SECONDS = 600.0  # hashing a file of many GB that is published
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,24 @@ def ask(info: RunInfo, path: str) -> Any:  # Any: whatever JSON the route answer
     return fetch_json(info.api, "GET", path)
 
 
-def fetch_json(api: str, method: str, path: str, body: object = None) -> Any:  # Any: JSON
+def change(home: Home, method: str, path: str, body: object = None) -> Any:  # Any: whatever JSON the route answers
+    """Ask the peer of the home to change something, with the token that lies there."""
+    info = home.require_run_info()
+    return fetch_json(info.api, method, path, body, token=home.api_token(), seconds=CHANGE_SECONDS)
+
+
+def fetch_json(
+    api: str, method: str, path: str, body: object = None, *, token: str = "", seconds: float = ANSWER_SECONDS
+) -> Any:  # Any: JSON
     """The decoded answer of an HTTP endpoint; UserError for no answer or an error status."""
     import http.client
 
-    connection = http.client.HTTPConnection(api, timeout=ANSWER_SECONDS)
+    connection = http.client.HTTPConnection(api, timeout=seconds)
     try:
         payload = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} if payload is not None else {}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
         connection.request(method, path, payload, headers)
         response = connection.getresponse()
         text = response.read(ANSWER_LIMIT)

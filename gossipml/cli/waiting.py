@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import trio
 
+T = TypeVar("T")
 INTERVAL = 0.1  # seconds between looks
 
 
@@ -20,6 +21,24 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
                 await trio.sleep(INTERVAL)
             return True
         return condition()
+
+    return trio.run(wait)
+
+
+def wait_for(
+    look: Callable[[], T | None], enough: Callable[[T | None], bool], interval: float, patience: float
+) -> T | None:
+    """What `look` saw when it was `enough`; None when it saw nothing for `patience` seconds."""
+
+    async def wait() -> T | None:
+        seen_at = trio.current_time()
+        while not enough(found := look()):
+            if found is not None:
+                seen_at = trio.current_time()
+            elif trio.current_time() - seen_at > patience:
+                return None
+            await trio.sleep(interval)
+        return found
 
     return trio.run(wait)
 

@@ -6,6 +6,7 @@ dies. `run.json` tells other commands where the running peer is; without the loc
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import os
@@ -29,6 +30,7 @@ except ImportError:  # Windows: no lock; two peers on one home are not noticed t
     fcntl = None
 
 MAX_API_KEY = 512
+API_TOKEN_SIZE = 20  # bytes
 MAX_IDENTITY = 64  # bytes; one byte more than a seed is already wrong
 Secrets = Callable[[int], bytes]
 
@@ -99,6 +101,20 @@ class Home:
             return files.read_private(self.path / "api-key", limit=MAX_API_KEY).decode("ascii", "replace").strip()
         except FileNotFoundError:
             return ""
+
+    def api_token(self) -> str:
+        """What the command line proves to the endpoint that it may change something; empty before the first start."""
+        try:
+            return files.read_private(self.path / "api-token", limit=MAX_API_KEY).decode("ascii", "replace").strip()
+        except FileNotFoundError:
+            return ""
+
+    def make_api_token(self, secrets: Secrets) -> str:
+        """The same, made at the first call."""
+        if not self.api_token():
+            text = base64.b32encode(secrets(API_TOKEN_SIZE)).decode().rstrip("=").lower()
+            files.write_atomic(self.path / "api-token", (text + "\n").encode(), private=True)
+        return self.api_token()
 
     def keep_token(self, token: JoinToken) -> None:
         files.write_atomic(self.token_file, (token.encode() + "\n").encode(), private=True)
