@@ -112,7 +112,8 @@ async def train_together(options: argparse.Namespace, seed: int) -> tuple[float,
                     nursery.start_soon(train_rounds, worker, workers, options, chance)
             seconds += time.perf_counter() - start
             rounds += options.look
-            accuracy = statistics.mean([(await worker.evaluate()).accuracy for worker in workers])
+            found = [await worker.evaluate() for worker in workers]
+            accuracy = statistics.mean(evaluation.accuracy for evaluation in found if evaluation)
         return seconds, rounds * options.steps, accuracy, resident(workers[0].pid)
 
 

@@ -6,6 +6,9 @@ then buffers (batch norm's running
 mean and variance, which are averaged like parameters). Integer buffers (batch norm's batch counter) stay in the
 module: they are neither sent nor saved, and no output depends on them under the default momentum.
 
+`named` and `vector_of` translate between the vector and the names of the module's `state_dict`, which is the form
+of published versions.
+
 Not here: parameters of another dtype than float32, and buffers that a module replaces instead of changing in
 place.
 """
@@ -13,7 +16,7 @@ place.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,17 +24,20 @@ import torch
 
 from gossipml import codec
 from gossipml.errors import UserError
+from gossipml.models.encoding import MAX_MAGNITUDE
 from gossipml.models.spec import Spec
 from gossipml.models.trainer import Layout
 
 ORDER = "linear weights transposed"  # part of the digest: another order must not be averaged with this one
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of an imported file; all become float32
+_OTHER_MODEL = "the file is of another model, or of another form of it"
 MAX_PARAMETERS = 1 << 27  # 512 MiB of float32; bounds what a slip in a specification allocates in every peer
 
 
 class FlatModule:
-    """A module over a flat vector, and the gradient vector of its parameters."""
+    """A module over a flat vector, and the gradient vector of its parameters (empty for a module that only serves)."""
 
-    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+    def __init__(self, module: torch.nn.Module, device: torch.device, *, trains: bool = True) -> None:
         self.module = module.to(device)
         self._parameters = list(self.module.parameters())
         self._buffers = [buffer for buffer in self.module.buffers() if buffer.is_floating_point()]
@@ -42,11 +48,11 @@ class FlatModule:
         self.parameter_count = sum(tensor.numel() for tensor in self._parameters)
         self.size = sum(tensor.numel() for tensor in self._tensors)
         self.vector = torch.cat([self._flattened(tensor) for tensor in self._tensors])  # (size,)
-        self.gradient = torch.zeros(self.parameter_count, device=device)
+        self.gradient = torch.zeros(self.parameter_count if trains else 0, device=device)
         offset = 0
         for parameter in self._parameters:
             count = parameter.numel()
-            if parameter.requires_grad:
+            if trains and parameter.requires_grad:
                 parameter.grad = self._shaped(self.gradient[offset : offset + count], parameter)
             offset += count
         self._point_at(self.vector)
@@ -70,6 +76,51 @@ class FlatModule:
         finally:
             self._point_at(self.vector)
 
+    def named(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Copies of the module's named tensors with the values of `vector`, in their ordinary orientation, on the CPU:
+        what `load_state_dict` of the plain module takes."""
+        with self.holding(vector):
+            return {
+                name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+                for name, tensor in self._state().items()
+            }
+
+    def vector_of(self, named: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The vector (size,) with which the module has these tensors; undoes `named`. UserError unless names and
+        shapes are the module's and all values finite. What no name stands for (buffers that are not persistent)
+        keeps its value; integer buffers are left alone."""
+        vector = self.vector.clone()
+        with self.holding(vector):
+            own = self._state()
+            for names, what in ((own.keys() - named.keys(), "lacks"), (named.keys() - own.keys(), "has an unknown")):
+                if names:
+                    raise UserError(f"it {what} tensor {min(names)!r:.200}, and {len(names) - 1} more; {_OTHER_MODEL}")
+            filled: dict[int, str] = {}
+            for name, tensor in own.items():
+                given = named[name]
+                if given.shape != tensor.shape:
+                    raise UserError(
+                        f"its tensor {name!r:.200} has the shape {list(given.shape)}, not {list(tensor.shape)}; "
+                        f"{_OTHER_MODEL}"
+                    )
+                if (given.dtype in FLOATS) != tensor.is_floating_point():
+                    raise UserError(f"its tensor {name!r:.200} is {given.dtype}, not {tensor.dtype}; {_OTHER_MODEL}")
+                if not tensor.is_floating_point():
+                    continue
+                first = filled.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+                if first == name:
+                    tensor.copy_(given)
+                elif not torch.equal(tensor, given.to(tensor.device, tensor.dtype)):
+                    raise UserError(f"its tensors {first!r:.200} and {name!r:.200} differ; the model shares them")
+        largest = max(float(vector.max()), -float(vector.min()))
+        if not largest <= MAX_MAGNITUDE:  # NaN compares false
+            raise UserError(f"it holds the value {largest:g}; finite values up to {MAX_MAGNITUDE:g} are parameters")
+        return vector
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """The tensors of the module's `state_dict`: views of the vector that is held."""
+        return {name: tensor for name, tensor in self.module.state_dict().items() if isinstance(tensor, torch.Tensor)}
+
     def _point_at(self, vector: torch.Tensor) -> None:
         offset = 0
         for tensor in self._tensors:
@@ -78,7 +129,9 @@ class FlatModule:
             offset += count
 
 
-def build_flat(spec: Spec, network_id: bytes, device: torch.device) -> tuple[FlatModule, Layout]:
+def build_flat(
+    spec: Spec, network_id: bytes, device: torch.device, *, trains: bool = True
+) -> tuple[FlatModule, Layout]:
     """The model with the initial parameters that every peer of the network derives, and its layout.
 
     UserError when `build` fails, has no float32 parameters, or gives other parameters on a second call with the
@@ -95,7 +148,7 @@ def build_flat(spec: Spec, network_id: bytes, device: torch.device) -> tuple[Fla
             f"build() of the model {spec.name!r} gives other parameters each time; draw them from torch's global "
             "generator alone, without seeding it"
         )
-    return FlatModule(module, device), layout
+    return FlatModule(module, device, trains=trains), layout
 
 
 def layout_of(spec: Spec, module: torch.nn.Module) -> Layout:

@@ -54,9 +54,38 @@ class Evaluation:
     served: Literal["local", "average"]
 
 
+@dataclass(frozen=True)
+class Export:
+    """A version of the model as it should be published."""
+
+    content: bytes
+    """A safetensors file: the tensors of the module's `state_dict`. The same parameters give the same bytes."""
+    evaluation: Evaluation
+    """Of what the file holds."""
+
+    @property
+    def score(self) -> float:
+        """What `Trainer.score` of the content would give here."""
+        return self.evaluation.validation_accuracy
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """For the manifest."""
+        found = self.evaluation
+        return {
+            "accuracy": found.accuracy,
+            "loss": found.loss,
+            "validation_accuracy": found.validation_accuracy,
+        }
+
+
 class Trainer(Protocol):
     """A model in training. All methods may be called while `train` is under way; merges and snapshots then
-    happen between two batches."""
+    happen between two batches.
+
+    A trainer that only serves (`--no-train`) has no data: it answers `predict` from what was loaded, `evaluate` and
+    `score` with None, and raises LocalError for everything else that needs data or an optimiser.
+    """
 
     @property
     def layout(self) -> Layout: ...
@@ -74,7 +103,20 @@ class Trainer(Protocol):
     async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> MergeReport:
         """x <- (1 - weight) x + weight m, after checking that m is finite and clipping m - x."""
 
-    async def evaluate(self) -> Evaluation: ...
+    async def evaluate(self) -> Evaluation | None:
+        """How good the served parameters are; chooses which are served. None without data."""
+
+    async def export(self) -> Export:
+        """The parameters that should be published: the neighbourhood average, or the local ones where they do better
+        on the local validation data by more than uneven classes explain. Evaluates and chooses as `evaluate` does."""
+
+    async def load(self, content: bytes) -> None:
+        """Adopt a published version: parameters and average become its, the optimiser starts anew. UserError, and
+        nothing is changed, when it is not of this model or not finite."""
+
+    async def score(self, content: bytes) -> float | None:
+        """Accuracy of a published version on the local validation data, to be compared with
+        `Export.score`. Adopts nothing. None without data; UserError as for `load`."""
 
     async def predict(self, request: bytes) -> bytes:
         """Answer a prediction: JSON in, JSON out (see `gossipml.models.predict`). UserError on a bad input."""

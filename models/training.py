@@ -16,23 +16,26 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from gossipml.errors import RemoteError, UserError
-from gossipml.models import predict, state
+from gossipml.models import published, state
 from gossipml.models.batches import Samples, ShuffledOrder
 from gossipml.models.data import LocalData
 from gossipml.models.encoding import decode_into, encode_into, encoded_size
 from gossipml.models.flat import build_flat
 from gossipml.models.merging import ClippingBound, check_weight, clipped_difference, norm
 from gossipml.models.optimise import make_optimiser
-from gossipml.models.spec import Array, Spec
-from gossipml.models.trainer import Evaluation, Layout, MergeReport
+from gossipml.models.serving import Answering
+from gossipml.models.spec import Spec
+from gossipml.models.trainer import Evaluation, Export, Layout, MergeReport
+
+T = TypeVar("T")
 
 MERGE_SHARE = 0.15  # of x in the average at each merge: two rounds of three neighbours; 0.05 to 0.25 are alike
 ALONE_SHARE = 0.3  # the same once a round in which nothing was merged: a peer alone averages its own last rounds
@@ -51,6 +54,7 @@ class LocalTrainer:
         self._flat, self.layout = build_flat(spec, network_id, self._device)
         self._x = self._flat.vector
         self._average = self._x.clone()
+        self._answering = Answering(spec, self._flat, self._device)
         self._optimiser = make_optimiser(self._flat, spec)
         self._train = Samples(spec, data.train, self._device)
         self._validation = Samples(spec, data.validation, self._device)
@@ -154,34 +158,38 @@ class LocalTrainer:
 
     def evaluate(self) -> Evaluation:
         """See `evaluating`; all at once."""
-        steps = self.evaluating()
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                result: Evaluation = done.value
-                return result
+        return _finish(self.evaluating())
 
     def evaluating(self) -> Generator[None, None, Evaluation]:
         """Chooses what is served and measures it, yielding between chunks; training may go on meanwhile."""
+        evaluation, _ = yield from self.choosing()
+        return evaluation
+
+    def choosing(self) -> Generator[None, None, tuple[Evaluation, torch.Tensor]]:
+        """The same, and the parameters (size,) that were measured: a copy."""
         local, average = self._x.clone(), self._average.clone()
         alone = self._rounds_alone >= ALONE_ROUNDS
         local_score, _ = yield from self._score(local, self._validation)
         average_score, _ = yield from self._score(average, self._validation)
         margin = 0.0 if alone else self._unevenness
         serve_average = not local_score > average_score + margin
-        accuracy, loss = yield from self._score(average if serve_average else local, self._test)
+        chosen = average if serve_average else local
+        accuracy, loss = yield from self._score(chosen, self._test)
         self._serve_average = serve_average
-        return Evaluation(
-            accuracy, loss, average_score if serve_average else local_score, "average" if serve_average else "local"
-        )
+        score = average_score if serve_average else local_score
+        return Evaluation(accuracy, loss, score, "average" if serve_average else "local"), chosen
+
+    def scoring(self, vector: torch.Tensor) -> Generator[None, None, float]:
+        """Accuracy of other parameters, as `read` gives them, on the local validation data."""
+        accuracy, _ = yield from self._score(vector, self._validation)
+        return accuracy
 
     def _score(self, vector: torch.Tensor, samples: Samples) -> Generator[None, None, tuple[float, float]]:
         """Accuracy and mean loss of the parameters in `vector`."""
         accuracy = loss = 0.0
         for start in range(0, len(samples), EVALUATION_CHUNK):
             inputs, targets = samples.between(start, start + EVALUATION_CHUNK)
-            with self._evaluation_mode(vector) as module:
+            with self._answering.holding(vector) as module:
                 outputs = module(inputs)
                 accuracy += self._spec.metrics(outputs, targets)["accuracy"] * len(targets)
                 loss += float(self._spec.loss(outputs, targets)) * len(targets)
@@ -191,25 +199,36 @@ class LocalTrainer:
 
     def predict(self, request: bytes) -> bytes:
         """The answer of the served parameters; see `predict`."""
-        return predict.answer(self._spec, request, self._forward)
+        return self._answering.answer(request, self._average if self._serve_average else self._x)
 
-    def _forward(self, inputs: Array) -> Array:
-        vector = self._average if self._serve_average else self._x
-        with self._evaluation_mode(vector) as module:
-            outputs = module(torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32)).to(self._device))
-        given: Array = outputs.cpu().numpy()
-        if not np.isfinite(given).all():
-            raise UserError(f"the model {self._spec.name!r} gives no finite answer for this input; send smaller values")
-        return given
+    # Published versions
 
-    @contextmanager
-    def _evaluation_mode(self, vector: torch.Tensor) -> Iterator[torch.nn.Module]:
-        with torch.inference_mode(), self._flat.holding(vector) as module:
-            module.eval()
-            try:
-                yield module
-            finally:
-                module.train()
+    def pack(self, vector: torch.Tensor) -> bytes:
+        """Parameters as the file of a version (see `published`)."""
+        return published.pack(self._flat.named(vector), self.layout)
+
+    def read(self, content: bytes) -> torch.Tensor:
+        """The parameters (size,) in the file of a version. UserError when they are not this model's or not finite."""
+        return self._answering.read(content)
+
+    def export(self) -> Export:
+        """`choosing` and `pack`, all at once."""
+        evaluation, chosen = _finish(self.choosing())
+        return Export(self.pack(chosen), evaluation)
+
+    def load(self, content: bytes) -> None:
+        """Adopt a version: it is what the neighbourhood agreed on, and what our steps start from now."""
+        vector = self.read(content)
+        self._x.copy_(vector)
+        self._average.copy_(vector)
+        self._optimiser.reset()
+        self._clipping = ClippingBound()  # how far neighbours were from the former parameters says nothing of these
+        self._serve_average = True
+        self._rounds_alone = 0
+
+    def score(self, content: bytes) -> float:
+        """`scoring` of `read`, all at once."""
+        return _finish(self.scoring(self.read(content)))
 
     # Going on later
 
@@ -261,6 +280,16 @@ class LocalTrainer:
         self._serve_average = progress.serve_average
         self._rounds_alone = progress.rounds_alone
         self.steps = progress.steps
+
+
+def _finish(job: Generator[None, None, T]) -> T:
+    """Runs the job to its end: its result."""
+    while True:
+        try:
+            next(job)
+        except StopIteration as done:
+            result: T = done.value
+            return result
 
 
 def _distance_of_classes(local: NDArray[np.int64], common: NDArray[np.int64]) -> float:

@@ -25,7 +25,7 @@ from gossipml import codec
 from gossipml.errors import GossipmlError, LocalError, UserError
 from gossipml.models.data import LocalData, check_fit, load_source, take_part
 from gossipml.models.encoding import encoded_size
-from gossipml.models.partition import parse_part, parse_rule
+from gossipml.models.partition import Part, Rule, parse_part, parse_rule
 from gossipml.models.registry import load_spec
 from gossipml.models.spec import Spec, TensorSpec
 from gossipml.models.worker_wire import FrameReader, SharedView, pack_frame
@@ -33,6 +33,8 @@ from gossipml.models.worker_wire import FrameReader, SharedView, pack_frame
 if TYPE_CHECKING:
     import torch
 
+    from gossipml.models.serving import ServedModel
+    from gossipml.models.trainer import Evaluation
     from gossipml.models.training import LocalTrainer
 
 NICE = 10  # HTTP keeps its latency while two threads train
@@ -83,7 +85,10 @@ class _Worker:
         self._frames = FrameReader()
         self._rounds: deque[_Running] = deque()
         self._looks: deque[_Running] = deque()
-        self._trainer: LocalTrainer | None = None
+        self._model: LocalTrainer | ServedModel | None = None
+        self._trains = True
+        self._chosen: tuple[Evaluation, torch.Tensor] | None = None
+        self._candidate: torch.Tensor | None = None
 
     def run(self) -> None:
         due = 0.0
@@ -138,17 +143,30 @@ class _Worker:
                     self._answer(request, self._snapshot(codec.get_str(fields, "encoding")))
                 case "merge":
                     self._answer(request, self._merge(fields))
+                case "evaluate" | "score" if not self._trains:
+                    self._answer(request, {})
                 case "evaluate":
                     self._looks.append(_Running(request, _evaluate(self.trainer)))
+                case "choose":
+                    self._looks.append(_Running(request, self._choose()))
+                case "export":
+                    self._answer(request, self._export())
+                case "load":
+                    self.model.load(self._delivered(fields))
+                    self._answer(request, {})
+                case "read":
+                    self._candidate = self.trainer.read(self._delivered(fields)) if self._trains else None
+                    self._answer(request, {})
+                case "score":
+                    self._looks.append(_Running(request, self._score()))
                 case "predict":
-                    self._answer(request, {}, self.trainer.predict(body))
+                    self._answer(request, {}, self.model.predict(body))
                 case "save":
                     state = self.trainer.save()
                     self._outbox.for_writing(len(state))[:] = state
                     self._answer(request, {"size": len(state)})
                 case "restore":
-                    size = codec.get_int(fields, "size")
-                    self.trainer.restore(bytes(self._inbox.for_reading(size)))
+                    self.trainer.restore(self._delivered(fields))
                     self._answer(request, {})
                 case other:
                     raise LocalError(f"the worker knows no command {other!r}")
@@ -156,35 +174,39 @@ class _Worker:
             self._refuse(request, error)
 
     @property
-    def trainer(self) -> LocalTrainer:
-        if self._trainer is None:
+    def model(self) -> LocalTrainer | ServedModel:
+        if self._model is None:
             raise LocalError("the worker has not been configured")
-        return self._trainer
+        return self._model
+
+    @property
+    def trainer(self) -> LocalTrainer:
+        if not self._trains:
+            raise LocalError("this peer only serves (--no-train): it has no data and no optimiser")
+        return self.model  # type: ignore[return-value]  # as _configure made it
 
     def _configure(self, fields: Fields) -> Reply:
-        if self._trainer is not None:
+        if self._model is not None:
             raise LocalError("the worker is configured already")
+        self._inbox = SharedView(codec.get_int(fields, "inbox"))
+        self._outbox = SharedView(codec.get_int(fields, "outbox"))
+        self._trains = codec.get_bool(fields, "train")
         rule, part = parse_rule(codec.get_str(fields, "split")), parse_part(codec.get_str(fields, "part"))
         seed = codec.get_int(fields, "seed")
         threads = codec.get_int(fields, "threads", low=1, high=MAX_THREADS)
         spec = load_spec(codec.get_str(fields, "model", limit=4096))
-        source = codec.get_str(fields, "source", limit=4096) or spec.data
-        if not source:
-            raise UserError(f"the model {spec.name!r} has no data of its own; name it, for example --data mnist:DIR")
-        data = load_source(source)
-        check_fit(spec, data)
-        local = take_part(data, rule, part, seed)
-        del data  # a quarter of MNIST is kept, not all of it, before torch comes
-        self._inbox = SharedView(codec.get_int(fields, "inbox"))
-        self._outbox = SharedView(codec.get_int(fields, "outbox"))
+        source, local = "", None
+        if self._trains:
+            source = codec.get_str(fields, "source", limit=4096) or spec.data
+            local = _load_part(spec, source, rule, part, seed)
         network = codec.get_bytes(fields, "network")
         device = codec.get_str(fields, "device")
-        self._trainer, where = _make_trainer(spec, local, network, seed * 1_000_003 + part.index, threads, device)
-        layout = self._trainer.layout
+        self._model, where = _make_model(spec, local, network, seed * 1_000_003 + part.index, threads, device)
+        layout = self._model.layout
         return {
             "layout": {"model": layout.model, "digest": layout.digest, "size": layout.size},
-            "samples": self._trainer.sample_counts,
-            "batch": self._trainer.batch,
+            "samples": self._model.sample_counts,
+            "batch": self._model.batch,
             "source": source,
             "inputs": [_describe(tensor) for tensor in spec.inputs],
             "outputs": [_describe(tensor) for tensor in spec.outputs],
@@ -208,6 +230,27 @@ class _Worker:
         update = self._inbox.for_reading(codec.get_int(fields, "size"))
         report = self.trainer.merge(update, codec.get_str(fields, "encoding"), codec.get_float(fields, "weight"))
         return {"applied": report.applied, "reason": report.reason, "distance": report.distance}
+
+    def _choose(self) -> Job:
+        self._chosen = yield from self.trainer.choosing()
+        return _describe_evaluation(self._chosen[0])
+
+    def _export(self) -> Reply:
+        if self._chosen is None:
+            raise LocalError("nothing has been chosen to be exported")
+        (_, vector), self._chosen = self._chosen, None
+        content = self.trainer.pack(vector)
+        self._outbox.for_writing(len(content))[:] = content
+        return {"size": len(content)}
+
+    def _score(self) -> Job:
+        if self._candidate is None:
+            raise LocalError("nothing has been read to be scored")
+        candidate, self._candidate = self._candidate, None
+        return {"validation": (yield from self.trainer.scoring(candidate))}
+
+    def _delivered(self, fields: Fields) -> bytes:
+        return bytes(self._inbox.for_reading(codec.get_int(fields, "size")))
 
     def _answer(self, request: int, ok: Reply, body: bytes = b"") -> None:
         try:
@@ -233,16 +276,29 @@ class _Worker:
             os._exit(0)  # the daemon is gone
 
 
-def _make_trainer(
-    spec: Spec, local: LocalData, network: bytes, seed: int, threads: int, device: str
-) -> tuple[LocalTrainer, str]:
+def _load_part(spec: Spec, source: str, rule: Rule, part: Part, seed: int) -> LocalData:
+    """This peer's part of the data; the rest is let go before torch comes."""
+    if not source:
+        raise UserError(f"the model {spec.name!r} has no data of its own; name it, for example --data mnist:DIR")
+    data = load_source(source)
+    check_fit(spec, data)
+    return take_part(data, rule, part, seed)
+
+
+def _make_model(
+    spec: Spec, local: LocalData | None, network: bytes, seed: int, threads: int, device: str
+) -> tuple[LocalTrainer | ServedModel, str]:
+    """In training on `local`; without data one that only serves."""
     import torch
 
+    from gossipml.models.serving import ServedModel
     from gossipml.models.training import LocalTrainer
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # as momentum fades, half of all steps would work on denormals: 1.27 ms, not 0.86
     where = _choose_device(device)
+    if local is None:
+        return ServedModel(spec, network_id=network, device=where), str(where)
     return LocalTrainer(spec, local, network_id=network, seed=seed, device=where), str(where)
 
 
@@ -278,7 +334,10 @@ def _train(trainer: LocalTrainer, steps: int) -> Job:
 
 
 def _evaluate(trainer: LocalTrainer) -> Job:
-    found = yield from trainer.evaluating()
+    return _describe_evaluation((yield from trainer.evaluating()))
+
+
+def _describe_evaluation(found: Evaluation) -> Reply:
     return {
         "accuracy": found.accuracy,
         "loss": found.loss,

@@ -6,15 +6,23 @@ copy of its standard output. Request headers hold `id` and `do`; each is answere
 
 | do | fields | answer |
 |---|---|---|
-| `configure` | model, source, split, part, seed, network, threads, device, inbox, outbox | what `WorkerInfo` holds |
+| `configure` | model, train, source, split, part, seed, network, threads, device, inbox, outbox | a `WorkerInfo` |
 | `train` | steps | steps, samples, seconds, loss |
 | `cancel` | job (the id of a `train`) | nothing |
 | `snapshot` | encoding | size; the bytes are in the outbox |
 | `merge` | size (the bytes are in the inbox), encoding, weight | applied, reason, distance |
-| `evaluate` | | accuracy, loss, validation, served |
+| `evaluate` | | accuracy, loss, validation, served; nothing without data |
+| `choose` | | as `evaluate`; what was measured is kept for `export` |
+| `export` | | size; the file of the version is in the outbox |
+| `load` | size; the file of a version is in the inbox | nothing |
+| `read` | size; the file of a version is in the inbox | nothing; its parameters are kept for `score` |
+| `score` | | validation; nothing without data |
 | `predict` | body: JSON | body: JSON |
 | `save` | | size; the bytes are in the outbox |
 | `restore` | size; the bytes are in the inbox | |
+
+With `train` false there are no data: `train`, `merge` and the like are refused. `choose` and `score` take as long as
+an evaluation; they are apart from what needs the files so that gossip has those meanwhile.
 
 An answer is `{id, ok: map}` or `{id, error: text, fault: "user" | "local"}`.
 

@@ -2,7 +2,7 @@
 
 It keeps to the `Trainer` interface and uses the same encodings and the same clipping as the real one, so that a
 simulated peer differs from a real one in its model alone. Each step is charged virtual seconds. Left out: the
-neighbourhood average; what is served is what is trained.
+neighbourhood average (what is served is what is trained), and validation data apart from the test data.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from gossipml import codec
 from gossipml.env import Env
-from gossipml.errors import RemoteError, UserError
+from gossipml.errors import LocalError, RemoteError, UserError
 from gossipml.models.encoding import decode, encode
 from gossipml.models.merging import ClippingBound, clipped_difference, is_finite
-from gossipml.models.trainer import Evaluation, Layout, MergeReport, RoundReport
+from gossipml.models.trainer import Evaluation, Export, Layout, MergeReport, RoundReport
 
 Vector = NDArray[np.float32]
 BATCH = 16
 RATE = 0.1
 MAX_STATE = 1 << 20
+METADATA = "gossipml"  # as `gossipml.models.published`, which needs torch
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,18 @@ def make_points(seed: int, peers: int, *, features: int = 8, classes: int = 5, e
 
 
 class NumpyTrainer:
-    """A `Trainer` on virtual time. `step_seconds` is the charged cost of one optimiser step."""
+    """A `Trainer` on virtual time. `step_seconds` is the charged cost of one optimiser step.
 
-    def __init__(self, env: Env, points: Points, *, step_seconds: float = 0.01) -> None:
+    With `train` false it only serves: of the points it looks at the shape alone.
+    """
+
+    def __init__(self, env: Env, points: Points, *, step_seconds: float = 0.01, train: bool = True) -> None:
         features = points.inputs.shape[1]
         self._env = env
         self._points = points
         self._cost = step_seconds
+        self._trains = train
+        self._loaded = train
         self._shape = (features + 1, points.classes)
         size = (features + 1) * points.classes
         digest = hashlib.sha256(f"points/{features}/{points.classes}".encode()).hexdigest()
@@ -74,13 +82,16 @@ class NumpyTrainer:
         self._rng = np.random.Generator(np.random.PCG64(env.rng.getrandbits(64)))
 
     async def train(self, steps: int) -> RoundReport:
+        self._check_trains()
         loss = await self._env.compute.run(self._steps, steps, cost=steps * self._cost)
         return RoundReport(steps, steps * BATCH, steps * self._cost, loss)
 
     async def snapshot(self, encoding: str) -> bytes:
+        self._check_trains()
         return encode(encoding, self._x)
 
     async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> MergeReport:
+        self._check_trains()
         try:
             incoming = decode(encoding, update, len(self._x))
         except RemoteError as error:
@@ -93,13 +104,27 @@ class NumpyTrainer:
         self._x += np.float32(weight) * difference
         return MergeReport(True, "", float(distance))
 
-    async def evaluate(self) -> Evaluation:
-        scores = self._scores(self._points.test_inputs)
-        targets = self._points.test_targets
-        accuracy = float((scores.argmax(1) == targets).mean())
-        return Evaluation(accuracy, self._loss(scores, targets), accuracy, "local")
+    async def evaluate(self) -> Evaluation | None:
+        return self._evaluation(self._x) if self._trains else None
+
+    async def export(self) -> Export:
+        self._check_trains()
+        weights = self._x.reshape(self._shape)
+        tensors = {"weight": np.ascontiguousarray(weights[:-1].T), "bias": weights[-1].copy()}
+        metadata = json.dumps({"digest": self.layout.digest, "model": self.layout.model})
+        return Export(save(tensors, {METADATA: metadata}), self._evaluation(self._x))
+
+    async def load(self, content: bytes) -> None:
+        self._x[:] = self._read(content)
+        self._bound = ClippingBound()
+        self._loaded = True
+
+    async def score(self, content: bytes) -> float | None:
+        return self._evaluation(self._read(content)).validation_accuracy if self._trains else None
 
     async def predict(self, request: bytes) -> bytes:
+        if not self._loaded:
+            raise UserError("no version of 'points' has been loaded yet; ask again in a few seconds")
         try:
             points = np.array(json.loads(request), np.float32).reshape(-1, self._shape[0] - 1)
         except (ValueError, TypeError):
@@ -107,9 +132,11 @@ class NumpyTrainer:
         return json.dumps({"label": int(self._scores(points).argmax(1)[0])}).encode()
 
     async def save(self) -> bytes:
+        self._check_trains()
         return codec.pack({"x": self._x.tobytes(), "norms": self._bound.norms})
 
     async def restore(self, state: bytes) -> None:
+        self._check_trains()
         try:
             fields = codec.as_map(codec.unpack(state, limit=MAX_STATE))
             values = codec.get_bytes(fields, "x", size=self._x.nbytes, limit=MAX_STATE)
@@ -123,6 +150,31 @@ class NumpyTrainer:
     def parameters(self) -> Vector:
         """A copy of the flat parameters, for the one who watches."""
         return self._x.copy()
+
+    def _check_trains(self) -> None:
+        if not self._trains:
+            raise LocalError("this peer only serves (--no-train): it has no data and no optimiser")
+
+    def _evaluation(self, x: Vector) -> Evaluation:
+        scores = self._scores(self._points.test_inputs, x)
+        targets = self._points.test_targets
+        accuracy = float((scores.argmax(1) == targets).mean())
+        return Evaluation(accuracy, self._loss(scores, targets), accuracy, "local")
+
+    def _read(self, content: bytes) -> Vector:
+        """The flat parameters in the file of a version; UserError when they are not this model's."""
+        features, classes = self._shape[0] - 1, self._shape[1]
+        try:
+            tensors = load(content)
+            weight, bias = tensors["weight"], tensors["bias"]
+            if weight.shape != (classes, features) or bias.shape != (classes,):
+                raise ValueError(f"shapes {weight.shape} and {bias.shape}")
+            values: Vector = np.concatenate([weight.T.reshape(-1), bias]).astype(np.float32)
+            if not is_finite(values):
+                raise ValueError("its values are not finite")
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise UserError(f"the version cannot be used with 'points': {error}") from None
+        return values
 
     def _steps(self, steps: int) -> float:
         """Mean loss of that many optimiser steps."""
@@ -140,8 +192,8 @@ class NumpyTrainer:
         weights[-1] -= RATE / BATCH * gradient.sum(0)
         return loss
 
-    def _scores(self, inputs: Vector) -> Vector:
-        weights = self._x.reshape(self._shape)
+    def _scores(self, inputs: Vector, x: Vector | None = None) -> Vector:
+        weights = (self._x if x is None else x).reshape(self._shape)
         scores: Vector = inputs @ weights[:-1] + weights[-1]
         return scores
 

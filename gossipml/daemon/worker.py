@@ -24,7 +24,7 @@ from gossipml import codec
 from gossipml.api.ports import TensorSpec
 from gossipml.config import PeerConfig
 from gossipml.errors import LocalError, RemoteError, UserError
-from gossipml.models.trainer import Evaluation, Layout, MergeReport, RoundReport
+from gossipml.models.trainer import Evaluation, Export, Layout, MergeReport, RoundReport
 from gossipml.models.worker_wire import (
     MAX_BODY,
     FrameReader,
@@ -122,6 +122,7 @@ class WorkerTrainer:
         self._inbox, self._outbox = inbox, outbox
         # Whoever holds the slot decides what lies in the shared file; the answer to its request gives it back.
         self._inbox_slot, self._outbox_slot = trio.Semaphore(1), trio.Semaphore(1)
+        self._exporting, self._scoring = trio.Lock(), trio.Lock()
         self._pending: dict[int, _Pending] = {}
         self._next_id = 0
         self._queue, self._queued = trio.open_memory_channel[bytes](QUEUED)
@@ -161,14 +162,23 @@ class WorkerTrainer:
             codec.get_bool(ok, "applied"), codec.get_str(ok, "reason", limit=4096), codec.get_float(ok, "distance")
         )
 
-    async def evaluate(self) -> Evaluation:
+    async def evaluate(self) -> Evaluation | None:
         ok, _ = await self._ask("evaluate", {})
-        return Evaluation(
-            codec.get_float(ok, "accuracy"),
-            codec.get_float(ok, "loss"),
-            codec.get_float(ok, "validation"),
-            "local" if codec.get_str(ok, "served") == "local" else "average",
-        )
+        return _read_evaluation(ok) if ok else None
+
+    async def export(self) -> Export:
+        async with self._exporting:  # the worker keeps one choice
+            ok, _ = await self._ask("choose", {})
+            return Export(await self._fetch("export", {}), _read_evaluation(ok))
+
+    async def load(self, content: bytes) -> None:
+        await self._deliver("load", {}, content)
+
+    async def score(self, content: bytes) -> float | None:
+        async with self._scoring:  # the worker keeps one candidate
+            await self._deliver("read", {}, content)
+            ok, _ = await self._ask("score", {})
+            return codec.get_float(ok, "validation") if ok else None
 
     async def predict(self, request: bytes) -> bytes:
         if len(request) > MAX_BODY:
@@ -187,6 +197,7 @@ class WorkerTrainer:
     async def _configure(self, config: PeerConfig, network_id: bytes) -> None:
         asked: dict[str, object] = {
             "model": config.model,
+            "train": config.train,
             "source": config.data,
             "split": config.split,
             "part": f"{config.part[0]}/{config.part[1]}",
@@ -397,6 +408,15 @@ def _describe_exit(code: int) -> str:
         except ValueError:
             return f"killed by signal {-code}"
     return f"exit status {code}"
+
+
+def _read_evaluation(ok: Fields) -> Evaluation:
+    return Evaluation(
+        codec.get_float(ok, "accuracy"),
+        codec.get_float(ok, "loss"),
+        codec.get_float(ok, "validation"),
+        "local" if codec.get_str(ok, "served") == "local" else "average",
+    )
 
 
 def _read_info(ok: Fields) -> WorkerInfo:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import trio
 
 from gossipml.config import PeerConfig
 from gossipml.daemon.worker import WorkerDied, open_worker
-from gossipml.errors import UserError
+from gossipml.errors import LocalError, UserError
 from gossipml.models.encoding import encode, encoded_size
 from gossipml.models.trainer import Trainer
 
@@ -103,10 +104,10 @@ async def test_training_goes_on_while_everything_else_is_asked() -> None:
                 for _ in range(3):
                     nursery.start_soon(ask)
                 evaluation = await trainer.evaluate()
-                assert 0 <= evaluation.accuracy <= 1
+                assert evaluation is not None and 0 <= evaluation.accuracy <= 1
             assert asked > 10
             evaluation = await trainer.evaluate()
-            assert evaluation.accuracy > 0.85
+            assert evaluation is not None and evaluation.accuracy > 0.85
 
 
 async def test_refusals_come_back_and_hurt_nothing() -> None:
@@ -186,6 +187,76 @@ async def test_a_large_model_goes_through_the_shared_files(model_file: Path) -> 
             assert await worker.snapshot("float32") == update
 
 
+async def test_versions_are_exported_scored_and_loaded_while_gossip_goes_on() -> None:
+    with trio.fail_after(2 * START_SECONDS):
+        async with (
+            open_worker(PeerConfig(part=(1, 4)), NETWORK) as first,
+            open_worker(PeerConfig(part=(2, 4)), NETWORK) as second,
+        ):
+            await first.train(200)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(first.train, 100)
+                for _ in range(3):
+                    nursery.start_soon(first.snapshot, "int8")
+                    nursery.start_soon(first.export)
+            export = await first.export()
+            assert export.evaluation.accuracy > 0.85
+            tensors = safetensors.numpy.load(export.content)
+            assert {name: array.shape for name, array in tensors.items()} == {
+                "0.weight": (64, 64),
+                "0.bias": (64,),
+                "2.weight": (10, 64),
+                "2.bias": (10,),
+            }
+            before = await second.snapshot("float32")
+            score = await second.score(export.content)
+            assert score is not None and score > 0.7
+            assert await second.snapshot("float32") == before
+            for call in (second.load, second.score):
+                with pytest.raises(UserError, match="the version cannot be used with 'digits-mlp'"):
+                    await call(export.content[:-4])
+            await second.load(export.content)
+            evaluation = await second.evaluate()
+            assert evaluation is not None
+            assert (evaluation.validation_accuracy, evaluation.served) == (score, "average")
+            assert (await second.train(5)).steps == 5
+
+
+async def test_a_worker_that_only_serves_needs_no_data(tmp_path: Path) -> None:
+    config = PeerConfig(model="mnist-mlp", data=f"mnist:{tmp_path}/nothing", train=False)
+    request = json.dumps([0] * 784).encode()
+    with trio.fail_after(START_SECONDS):
+        async with open_worker(config, NETWORK) as worker:
+            assert worker.layout.size == 79510
+            assert (worker.info.source, worker.info.train_samples, worker.info.test_samples) == ("", 0, 0)
+            assert worker.steps_per_epoch == 1
+            with pytest.raises(UserError, match="no version of 'mnist-mlp' has been loaded"):
+                await worker.predict(request)
+            content = safetensors.numpy.save(
+                {
+                    "0.weight": np.zeros((100, 784), np.float32),
+                    "0.bias": np.zeros(100, np.float32),
+                    "2.weight": np.zeros((10, 100), np.float32),
+                    "2.bias": np.arange(10, dtype=np.float32),
+                }
+            )
+            assert await worker.score(content) is None
+            assert await worker.evaluate() is None
+            await worker.load(content)
+            assert json.loads(await worker.predict(request))["label"] == "9"
+            for call, arguments in (
+                (worker.train, (1,)),
+                (worker.snapshot, ("int8",)),
+                (worker.merge, (b"", "int8", 0.5)),
+                (worker.export, ()),
+                (worker.save, ()),
+                (worker.restore, (b"",)),
+            ):
+                with pytest.raises(LocalError, match="only serves"):
+                    await call(*arguments)
+            assert json.loads(await worker.predict(request))["label"] == "9"
+
+
 async def test_kill_9_fails_everything_that_waits() -> None:
     failed = 0
     with trio.fail_after(START_SECONDS):
@@ -209,7 +280,7 @@ async def test_kill_9_fails_everything_that_waits() -> None:
                 await trio.sleep(0.2)
                 os.kill(worker.pid, signal.SIGKILL)
             assert failed == 11
-            for call in (worker.save, worker.evaluate):
+            for call in (worker.save, worker.evaluate, worker.export):
                 with pytest.raises(WorkerDied):
                     await call()
             with pytest.raises(WorkerDied):
