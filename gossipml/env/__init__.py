@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar, TypeVarTuple
 import trio
 
 from gossipml.identity import Identity
+from gossipml.env.lan import Beacons
 from gossipml.ids import Address, PeerId
 from gossipml.keys import NetworkKeys
 
@@ -113,6 +114,9 @@ class Net(Protocol):
         """A stream to the peer at `remote` that speaks `protocol`.
 
         Raises OSError when nobody answers, RemoteError when the other side is no member or is not `expected`.
+    async def bind_beacons(self, port: int) -> Beacons:
+        """What reaches everybody on the local networks; UserError when a program has the port for itself."""
+
         The timeout is the caller's.
         """
 

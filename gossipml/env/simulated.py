@@ -98,13 +98,20 @@ class World:
     def now(self) -> float:
         return self._time.now()
 
-    # Faults
+    # The network, and faults
 
     def set_link(self, source: str, target: str, link: Link, *, both: bool = True) -> None:
         """Give one pair of machines a link of its own."""
         self._network.links[source, target] = link
         if both:
             self._network.links[target, source] = link
+
+    def lan(self, *names: str) -> None:
+        """Put machines on one local network, where beacons reach all of them. Without this a machine is on none."""
+        lans = self._network.lans
+        number = max(lans.values(), default=0) + 1
+        for name in names:
+            lans[self._machine(name).name] = number
 
     def set_default_link(self, link: Link) -> None:
         self._network.link = link

@@ -75,6 +75,7 @@ class Network:
         self.by_host: dict[str, Machine] = {}
         self.group: dict[str, int] = {}
         self.parted = False
+        self.lans: dict[str, int] = {}  # name of a machine -> its local network
         self.stalled: list[Callable[[], None]] = []  # pieces of streams that wait for a partition to heal
         self._busy_until: dict[tuple[str, str], float] = {}
 
