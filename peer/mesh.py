@@ -165,6 +165,12 @@ class Mesh:
         """The learner goes on from a saved model; to be called before `attach`."""
         self._act(self.gossip.handle(g.Restored(age, round), self._clock.now()))
 
+    def blame(self, peer: PeerId, reason: str) -> None:
+        """Somebody broke a rule elsewhere (a bad piece, say): a strike, as for a fault in a session."""
+        self.stats.faults += 1
+        self._note(peer, reason)
+        self._act(self.gossip.handle(g.Misbehaved(peer, reason), self._clock.now()))
+
     @property
     def age(self) -> float:
         """Samples behind our model: what `restore` wants after a restart."""
@@ -411,10 +417,8 @@ class Mesh:
         self._send_done(link.peer, reason)
 
     def on_fault(self, link: Link, reason: str) -> None:
-        self.stats.faults += 1
         log.warning("%s broke the protocol: %s", short_peer_id(link.peer), reason)
-        self._note(link.peer, reason)
-        self._act(self.gossip.handle(g.Misbehaved(link.peer, reason), self._clock.now()))
+        self.blame(link.peer, reason)
 
     def body_length(self, update: Update) -> int | None:
         facts = self._facts  # also while the learner is away: its updates are refused, but are no fault
