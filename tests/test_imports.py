@@ -42,6 +42,8 @@ PURE = (
     "peer.failure",
     "peer.ages",
     "peer.conduct",
+    "peer.beacon",
+    "peer.discovery",
     "dht.seal",
     "dht.messages",
     "dht.records",

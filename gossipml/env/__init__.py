@@ -17,8 +17,8 @@ from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
 
-from gossipml.identity import Identity
 from gossipml.env.lan import Beacons
+from gossipml.identity import Identity
 from gossipml.ids import Address, PeerId
 from gossipml.keys import NetworkKeys
 
@@ -101,6 +101,9 @@ class Net(Protocol):
     async def bind_datagrams(self, local: Address) -> Datagrams:
         """UserError when the port is in use."""
 
+    async def bind_beacons(self, port: int) -> Beacons:
+        """What reaches everybody on the local networks; UserError when a program has the port for itself."""
+
     async def listen(self, local: Address, credentials: Credentials) -> Listener:
         """UserError when the port is in use."""
 
@@ -114,9 +117,6 @@ class Net(Protocol):
         """A stream to the peer at `remote` that speaks `protocol`.
 
         Raises OSError when nobody answers, RemoteError when the other side is no member or is not `expected`.
-    async def bind_beacons(self, port: int) -> Beacons:
-        """What reaches everybody on the local networks; UserError when a program has the port for itself."""
-
         The timeout is the caller's.
         """
 

@@ -17,8 +17,8 @@ import trio
 
 from gossipml.env import GOSSIP, Check, Credentials, Env, files
 from gossipml.env.connections import HandshakeLimits, TlsListener, connect, listen
-from gossipml.env.real_lan import RealBeacons, bind_beacons
 from gossipml.env.paths import checked_path
+from gossipml.env.real_lan import RealBeacons, bind_beacons
 from gossipml.env.sockets import RealDatagrams, bound_socket, own_addresses
 from gossipml.env.tls import SLICE_BYTES, TlsStream, tls_context
 from gossipml.ids import Address, PeerId
@@ -61,10 +61,10 @@ class RealNet:
 
     async def bind_datagrams(self, local: Address) -> RealDatagrams:
         return RealDatagrams(await bound_socket(local, socket.SOCK_DGRAM))
+
     async def bind_beacons(self, port: int) -> RealBeacons:
         await trio.lowlevel.checkpoint()
         return bind_beacons(port)
-
 
     async def listen(self, local: Address, credentials: Credentials) -> TlsListener:
         return await listen(local, credentials, self._limits, self._buffer)

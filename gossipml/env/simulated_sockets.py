@@ -14,8 +14,8 @@ import outcome
 import trio
 
 from gossipml.env import GOSSIP, PROTOCOLS, Credentials, Handler
-from gossipml.env.simulated_net import Machine, Network, Process
 from gossipml.env.simulated_lan import SimulatedBeacons
+from gossipml.env.simulated_net import Machine, Network, Process
 from gossipml.env.simulated_stream import SimulatedStream, open_streams
 from gossipml.errors import RemoteError
 from gossipml.ids import Address, PeerId, short_peer_id
@@ -41,16 +41,13 @@ class SimulatedDatagrams:
         host = process.machine.host if local.host in WILDCARDS else local.host
         self._source = Address(host, local.port)  # where answers go
 
-    def post(self, data: bytes, to: Address) -> None:
+    async def send(self, data: bytes, to: Address) -> None:
+        await trio.lowlevel.checkpoint()
         if self._closed:
             raise trio.ClosedResourceError
         self._network.send_datagram(self._process, bytes(data), self._source, to)
 
     async def receive(self) -> tuple[bytes, Address]:
-    async def send(self, data: bytes, to: Address) -> None:
-        await trio.lowlevel.checkpoint()
-        self.post(data, to)
-
         if self._closed:
             raise trio.ClosedResourceError
         if self._inbox:
@@ -149,11 +146,11 @@ class SimulatedNet:
         self._process.sockets[port] = socket
         return socket
 
-    async def listen(self, local: Address, credentials: Credentials) -> SimulatedListener:
     async def bind_beacons(self, port: int) -> SimulatedBeacons:
         socket = await self.bind_datagrams(Address("0.0.0.0", port))
         return SimulatedBeacons(self._network, self._process, socket)
 
+    async def listen(self, local: Address, credentials: Credentials) -> SimulatedListener:
         await trio.lowlevel.checkpoint()
         port = self._process.free_port(local.port, self._process.listeners, "TCP")
         listener = SimulatedListener(self._network, self._process, Address(local.host, port), credentials)
