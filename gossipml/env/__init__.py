@@ -66,6 +66,9 @@ class Datagrams(Protocol):
 
     local: Address
 
+    def post(self, data: bytes, to: Address) -> None:
+        """Send or lose a datagram at once, without waiting for room; OSError when the network says no."""
+
     async def send(self, data: bytes, to: Address) -> None:
         """Send or lose a datagram; OSError when the network says no at once."""
 

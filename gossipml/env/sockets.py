@@ -22,10 +22,13 @@ RECEIVE_BUFFER = 1 << 20  # a burst of about 500 datagrams, counted as the kerne
 PROBE_V4 = ("192.0.2.1", 9)  # RFC 5737 and RFC 3849: documentation addresses; nothing is sent there
 PROBE_V6 = ("2001:db8::1", 9)
 ERROR_PAUSE = 0.05  # seconds after an error of receive: an error that stays must not spin
+AT_ONCE = 16  # datagrams read before other tasks have a turn
 
 
 def from_sockaddr(sockaddr: Any) -> Address:  # Any: a tuple of 2 (IPv4) or 4 (IPv6) elements
     """The address in what the socket module gives."""
+    if len(sockaddr) == 2:  # IPv4: the kernel writes it as we do
+        return Address(*sockaddr)
     host = str(sockaddr[0]).partition("%")[0]
     ip = ipaddress.ip_address(host)
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
@@ -103,31 +106,56 @@ def own_addresses(bound: Address) -> tuple[Address, ...]:
 
 
 class RealDatagrams:
-    """`Datagrams` over a UDP socket."""
+    """`Datagrams` over a bound UDP socket, which it takes over.
+
+    A plain non-blocking socket and not trio's: a DHT node sends and receives thousands of small datagrams, and each
+    of trio's calls is a turn of the scheduler.
+    """
 
     def __init__(self, socket: trio.socket.SocketType) -> None:
         self.local = from_sockaddr(socket.getsockname())
-        self._socket = socket
+        self._socket = stdlib_socket.socket(socket.family, socket.type, socket.proto, fileno=socket.detach())
+        self._socket.setblocking(False)
+        self._family = self._socket.family
+        self._at_once = 0
         self._closed = False
         with contextlib.suppress(OSError):
-            socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF, RECEIVE_BUFFER)
+            self._socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF, RECEIVE_BUFFER)
+
+    def post(self, data: bytes, to: Address) -> None:
+        self._socket.sendto(data, to_sockaddr(to, self._family))
 
     async def send(self, data: bytes, to: Address) -> None:
-        await self._socket.sendto(data, to_sockaddr(to, self._socket.family))
+        await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                return self.post(data, to)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._socket)
 
     async def receive(self) -> tuple[bytes, Address]:
         while True:
             try:
-                data, sender = await self._socket.recvfrom(MAX_DATAGRAM)
-                return data, from_sockaddr(sender)
+                data, sender = self._socket.recvfrom(MAX_DATAGRAM)
+            except BlockingIOError:
+                self._at_once = 0
+                await trio.lowlevel.wait_readable(self._socket)
+                continue
             except OSError:
                 # An ICMP error for something that we sent (ECONNREFUSED, WSAECONNRESET), a network that went
                 # down, a datagram longer than the buffer on Windows: none of them is about the next datagram.
                 if self._closed:
                     raise trio.ClosedResourceError("this socket is closed") from None
                 await trio.sleep(ERROR_PAUSE)
+                continue
+            self._at_once += 1
+            if self._at_once % AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            return data, from_sockaddr(sender)
 
     async def aclose(self) -> None:
-        self._closed = True
-        self._socket.close()
+        if not self._closed:
+            self._closed = True
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
         await trio.lowlevel.checkpoint()

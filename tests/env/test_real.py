@@ -80,28 +80,47 @@ async def test_what_the_network_refuses_is_an_oserror(real: Env) -> None:
 class FlakySocket:
     """A UDP socket that reports ICMP errors before it delivers."""
 
-    family = socket.AF_INET
-
     def __init__(self, errors: list[OSError]) -> None:
         self.errors = errors
 
-    def getsockname(self) -> tuple[str, int]:
-        return ("127.0.0.1", 5)
-
-    def setsockopt(self, *args: object) -> None:
-        pass
-
-    async def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int]]:
-        await trio.lowlevel.checkpoint()
+    def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int]]:
         if self.errors:
             raise self.errors.pop(0)
         return b"at last", ("127.0.0.1", 6)
 
 
-async def test_receive_survives_errors_about_earlier_datagrams(autojump_clock: trio.abc.Clock) -> None:
+async def test_receive_survives_errors_about_earlier_datagrams(
+    real: Env, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.abc.Clock
+) -> None:
     refused = [ConnectionRefusedError(111, "refused"), ConnectionResetError(10054, "reset")]
-    flaky = RealDatagrams(FlakySocket([*refused, OSError(100, "down")]))  # type: ignore[arg-type]
-    assert await flaky.receive() == (b"at last", Address("127.0.0.1", 6))
+    flaky = await real.net.bind_datagrams(LOOPBACK)
+    assert isinstance(flaky, RealDatagrams)
+    with monkeypatch.context() as patch:
+        patch.setattr(flaky, "_socket", FlakySocket([*refused, OSError(100, "down")]))
+        assert await flaky.receive() == (b"at last", Address("127.0.0.1", 6))
+    await flaky.aclose()
+
+
+async def test_a_burst_of_datagrams_leaves_others_their_turn(real: Env) -> None:
+    a, b = await real.net.bind_datagrams(LOOPBACK), await real.net.bind_datagrams(LOOPBACK)
+    for number in range(100):
+        a.post(b"%d" % number, b.local)
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            assert [(await b.receive())[0] for _ in range(100)] == [b"%d" % number for number in range(100)]
+            nursery.cancel_scope.cancel()
+    assert turns > 3
+    await a.aclose()
+    await b.aclose()
 
 
 async def test_closing_wakes_the_receiver(real: Env) -> None:
