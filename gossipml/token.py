@@ -1,10 +1,10 @@
 """The join token: what a machine needs to enter a network, in one line of text.
 
-    gml1-  base32( msgpack {version, network, cookie, expires, addresses} + checksum )
+    gml1-  base32( msgpack {version, network, cookie, generation, expires, addresses} + checksum )
 
 The checksum catches typing mistakes; it is no protection, for whoever holds a token holds the cookie.
 `expires` (wall seconds; 0 = never) bounds how long a copied token lets a newcomer in; it does not end a
-membership: a peer that has joined keeps the cookie.
+membership: a peer that has joined keeps the cookie. `generation` counts the rotations (`gossipml.orders`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ VERSION = 1
 COOKIE_SIZE = 32
 NETWORK_ID_SIZE = 16
 CHECKSUM_SIZE = 4  # one typing mistake in four thousand million goes unseen
+MAX_GENERATION = 1 << 31  # rotations; a bound, not a target
 MAX_ADDRESSES = 16  # enough first contacts; keeps a token under 1 kB
 MAX_TEXT = 2048
 
@@ -38,6 +39,8 @@ class JoinToken:
     cookie: bytes
     expires: int
     addresses: tuple[Address, ...]
+    generation: int = 1
+    """Of the cookie: one more with each rotation."""
 
     def __repr__(self) -> str:
         return f"JoinToken(network={self.network_id.hex()[:8]}, addresses={len(self.addresses)})"
@@ -50,6 +53,7 @@ class JoinToken:
                 "n": self.network_id,
                 "c": self.cookie,
                 "e": self.expires,
+                "g": self.generation,
                 "a": [[host, port] for host, port in self.addresses[:MAX_ADDRESSES]],
             }
         )
@@ -95,6 +99,7 @@ def decode(text: str) -> JoinToken:
             cookie=codec.get_bytes(fields, "c", size=COOKIE_SIZE),
             expires=codec.get_int(fields, "e"),
             addresses=tuple(addresses),
+            generation=codec.get_int(fields, "g", low=1, high=MAX_GENERATION),
         )
     except (RemoteError, ValueError) as error:
         raise UserError(f"the token is damaged ({error}); {REMEDY}") from None

@@ -10,7 +10,21 @@ import gossipml
 
 PACKAGE = Path(gossipml.__file__).parent
 
-FOUNDATION = {"errors", "ids", "identity", "token", "keys", "certificates", "codec", "config", "env", "__version__", ""}
+FOUNDATION = {
+    "errors",
+    "ids",
+    "identity",
+    "token",
+    "keys",
+    "orders",
+    "membership",
+    "certificates",
+    "codec",
+    "config",
+    "env",
+    "__version__",
+    "",
+}
 
 # part -> the parts of gossipml that it may import beside itself and the foundation
 ALLOWED: dict[str, set[str]] = {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
@@ -21,6 +22,7 @@ from gossipml.env.lan import Beacons
 from gossipml.identity import Identity
 from gossipml.ids import Address, PeerId
 from gossipml.keys import NetworkKeys
+from gossipml.membership import Membership
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -48,6 +50,8 @@ class Stream(Protocol):
     remote: Address
     protocol: str
     """What both sides speak on it: one of PROTOCOLS, chosen by the dialler (ALPN, RFC 7301)."""
+    key_id: str
+    """The generation of the network's keys by which the two proved to be members (`NetworkKeys.key_id`)."""
 
     async def send_all(self, *parts: bytes | bytearray | memoryview) -> None:
         """Send all bytes of the parts in order; parts are not joined or copied as a whole.
@@ -83,6 +87,12 @@ class Credentials:
 
     identity: Identity
     keys: NetworkKeys
+    """Those it started with. The network id in them stays; which keys count now `membership` knows."""
+
+    @cached_property
+    def membership(self) -> Membership:
+        """One for all that this peer does; it changes while the peer runs."""
+        return Membership(self.keys)
 
 
 Handler = Callable[[Stream], Awaitable[None]]
@@ -119,7 +129,8 @@ class Net(Protocol):
     ) -> Stream:
         """A stream to the peer at `remote` that speaks `protocol`.
 
-        Raises OSError when nobody answers, RemoteError when the other side is no member or is not `expected`.
+        Raises OSError when nobody answers, RemoteError when the other side is no member, was revoked, or is not
+        `expected`.
         The timeout is the caller's.
         """
 

@@ -22,15 +22,21 @@ import trio
 
 from gossipml.env import Credentials, Handler
 from gossipml.env.sockets import bound_socket, from_sockaddr, to_sockaddr, why_not
-from gossipml.env.tls import TlsStream, close_socket, explain, is_another_token, tls_context
+from gossipml.env.tls import Contexts, TlsStream, close_socket, explain, is_another_token
 from gossipml.errors import RemoteError, UserError
 from gossipml.ids import Address, PeerId, short_peer_id
+from gossipml.keys import NetworkKeys
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 512  # connections the kernel keeps while the loop is busy
 ACCEPT_PAUSE = 0.1  # seconds without accept when descriptors or memory have run out, as trio does
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+NO_MEMBER = (
+    "is not a member of this network or holds another token; check that both were joined with the same one "
+    "(`gossipml token inspect FILE`). If the token was rotated while this peer was off, ask a member for the new one "
+    "(`gossipml token new --out FILE`) and start this peer with `--join FILE`"
+)
 LOG_BURST = 10  # lines about failed handshakes in each LOG_WINDOW; the rest is counted
 LOG_WINDOW = 60.0
 
@@ -62,7 +68,8 @@ class TlsListener:
         self.local = from_sockaddr(socket.getsockname())
         self._socket = socket
         self._own_id = credentials.identity.peer_id
-        self._context = tls_context(credentials, server=True)
+        self._contexts = Contexts(credentials)
+        self._contexts.server("")  # what is wrong with our keys shows now, not at the first connection
         self._limits = limits
         self._buffer = buffer
         self._pending: dict[trio.CancelScope, str] = {}  # oldest first; the value: where from
@@ -126,7 +133,7 @@ class TlsListener:
             remote = from_sockaddr(socket.getpeername())
             with contextlib.suppress(OSError):
                 socket.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
-            stream = TlsStream(socket, self._context, self._buffer, server=True)
+            stream = TlsStream(socket, self._buffer)
         except OSError:  # gone before we looked
             return None
         origin = _origin(remote)
@@ -134,7 +141,7 @@ class TlsListener:
         with trio.move_on_after(self._limits.seconds) as scope:
             self._pending[scope] = origin
             try:
-                await stream.handshake()
+                await stream.accept(self._contexts.server)
             except ssl.SSLError as error:
                 say = self._warn if is_another_token(error) else self._inform
                 say("refused a connection from %s: %s", remote, explain(error))
@@ -191,10 +198,35 @@ async def listen(local: Address, credentials: Credentials, limits: HandshakeLimi
         raise
 
 
+class AnotherToken(RemoteError):
+    """The other side is no member by the keys that were used."""
+
+
 async def connect(
-    remote: Address, expected: PeerId | None, own_id: PeerId, context: ssl.SSLContext, buffer: bytearray
+    remote: Address, expected: PeerId | None, protocol: str, contexts: Contexts, buffer: bytearray
 ) -> TlsStream:
-    """A stream to the peer at `remote`, proven; see `Net.connect`."""
+    """A stream to the peer at `remote`, proven; see `Net.connect`.
+
+    While a token is rotated, the new keys are tried first: who has heard of them has them. The old ones are for those
+    who have not.
+    """
+    refused: AnotherToken | None = None
+    for keys in contexts.credentials.membership.accepted:
+        try:
+            return await _connect(remote, expected, contexts.credentials, contexts.client(keys, protocol), keys, buffer)
+        except AnotherToken as error:
+            refused = refused or error
+    raise refused or RemoteError(f"no keys to dial {remote} with")
+
+
+async def _connect(
+    remote: Address,
+    expected: PeerId | None,
+    credentials: Credentials,
+    context: ssl.SSLContext,
+    keys: NetworkKeys,
+    buffer: bytearray,
+) -> TlsStream:
     family = stdlib_socket.AF_INET6 if ":" in remote.host else stdlib_socket.AF_INET
     with trio.socket.socket(family, stdlib_socket.SOCK_STREAM) as dialling:
         await dialling.connect(to_sockaddr(remote, family))
@@ -203,32 +235,27 @@ async def connect(
         socket.setblocking(False)
         with contextlib.suppress(OSError):
             socket.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
-        stream = TlsStream(socket, context, buffer, server=False)
+        stream = TlsStream(socket, buffer)
         try:
-            await stream.handshake()
+            await stream.dial(context, keys)
         except ssl.SSLEOFError as error:
             raise ConnectionResetError(f"{remote} hung up in the handshake") from error
         except ssl.SSLError as error:
-            raise RemoteError(_why_refused(remote, error)) from error
-        if stream.peer_id == own_id:
+            if is_another_token(error):
+                raise AnotherToken(f"{remote} {NO_MEMBER}") from error
+            raise RemoteError(f"{remote} is no gossipml peer of this version: {explain(error)}") from error
+        if stream.peer_id == credentials.identity.peer_id:
             raise RemoteError(f"{remote} is this peer itself (or one that runs on a copy of its home)")
         if expected is not None and stream.peer_id != expected:
             raise RemoteError(
                 f"{remote} is peer {short_peer_id(stream.peer_id)}, not {short_peer_id(expected)} as expected"
             )
+        if credentials.membership.is_revoked(stream.peer_id):
+            raise RemoteError(f"{remote} is peer {short_peer_id(stream.peer_id)}, which was revoked")
         return stream
     except BaseException:
         close_socket(socket)
         raise
-
-
-def _why_refused(remote: Address, error: ssl.SSLError) -> str:
-    if is_another_token(error):
-        return (
-            f"{remote} is not a member of this network or holds another token; check that both were joined "
-            "with the same one (`gossipml token inspect FILE`)"
-        )
-    return f"{remote} is no gossipml peer of this version: {explain(error)}"
 
 
 class _RareLog:

@@ -7,7 +7,6 @@ import os
 import random
 import secrets
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from gossipml.env.connections import HandshakeLimits, TlsListener, connect, list
 from gossipml.env.paths import checked_path
 from gossipml.env.real_lan import RealBeacons, bind_beacons
 from gossipml.env.sockets import RealDatagrams, bound_socket, own_addresses
-from gossipml.env.tls import SLICE_BYTES, TlsStream, tls_context
+from gossipml.env.tls import SLICE_BYTES, Contexts, TlsStream
 from gossipml.ids import Address, PeerId
 
 T = TypeVar("T")
@@ -57,7 +56,7 @@ class RealNet:
     def __init__(self, limits: HandshakeLimits) -> None:
         self._limits = limits
         self._buffer = bytearray(SLICE_BYTES)  # one for all streams; see gossipml.env.tls
-        self._clients: dict[str, tuple[Credentials, ssl.SSLContext]] = {}  # by protocol
+        self._contexts: Contexts | None = None
 
     async def bind_datagrams(self, local: Address) -> RealDatagrams:
         return RealDatagrams(await bound_socket(local, socket.SOCK_DGRAM))
@@ -75,12 +74,9 @@ class RealNet:
     async def connect(
         self, remote: Address, expected: PeerId | None, credentials: Credentials, protocol: str = GOSSIP
     ) -> TlsStream:
-        # A context costs a millisecond and is the same for every dial of a peer with one protocol.
-        client = self._clients.get(protocol)
-        if client is None or client[0] != credentials:
-            client = (credentials, tls_context(credentials, server=False, protocols=(protocol,)))
-            self._clients[protocol] = client
-        return await connect(remote, expected, credentials.identity.peer_id, client[1], self._buffer)
+        if self._contexts is None or self._contexts.credentials.membership is not credentials.membership:
+            self._contexts = Contexts(credentials)  # one for all dials of a peer
+        return await connect(remote, expected, protocol, self._contexts, self._buffer)
 
 
 class RealDisk:

@@ -1,7 +1,8 @@
 """`Net` of a simulated machine: datagram sockets, listeners, and the dial that joins two machines.
 
-A connection carries asserted identities: whoever holds the same network keys gets through with the peer id of
-its credentials, as mutual TLS would prove it; whoever does not is refused before the listener hears of it.
+A connection carries asserted identities: whoever holds a generation of the network's keys that the other side accepts
+gets through with the peer id of its credentials, as mutual TLS would prove it; whoever does not is refused before the
+listener hears of it.
 """
 
 from __future__ import annotations
@@ -234,8 +235,9 @@ class _Dial:
             self._fail(ConnectionResetError(104, f"{self.remote} hung up"))
             return
         theirs, ours = listener.credentials, self.credentials
-        problem = None
-        if theirs.keys != ours.keys:
+        problem = ""
+        shared = [keys for keys in ours.membership.accepted if keys in theirs.membership.accepted]
+        if not shared:
             problem = f"{self.remote} is not a member of this network or holds another token"
         elif theirs.identity.peer_id == ours.identity.peer_id:
             problem = f"{self.remote} is this peer itself"
@@ -244,14 +246,18 @@ class _Dial:
                 f"{self.remote} is peer {short_peer_id(theirs.identity.peer_id)}, "
                 f"not {short_peer_id(self.expected)} as expected"
             )
+        elif ours.membership.is_revoked(theirs.identity.peer_id):
+            problem = f"{self.remote} is peer {short_peer_id(theirs.identity.peer_id)}, which was revoked"
         elif self.protocol not in PROTOCOLS:
             problem = f"{self.remote} speaks no protocol of ours; install the same version of gossipml"
-        if problem is not None:
+        if problem:
             network.record("rejected", source.name, target.name, 0, 0)
             self._fail(RemoteError(problem))
             return
         network.record("connected", source.name, target.name, 0, 0)
-        near, far = open_streams(network, self.process, target.process, self.remote, ours, theirs, self.protocol)
+        near, far = open_streams(
+            network, self.process, target.process, self.remote, ours, theirs, self.protocol, shared[0].key_id
+        )
         task, self.task = self.task, None
         trio.lowlevel.reschedule(task, outcome.Value(near))
         network.time.call_at(network.stream_arrival(source, target, 60), listener.accept, far)

@@ -217,11 +217,19 @@ class SimulatedStream:
     """`Stream` of the simulated network."""
 
     def __init__(
-        self, process: Process, peer_id: PeerId, remote: Address, protocol: str, incoming: Pipe, outgoing: Pipe
+        self,
+        process: Process,
+        peer_id: PeerId,
+        remote: Address,
+        protocol: str,
+        key_id: str,
+        incoming: Pipe,
+        outgoing: Pipe,
     ) -> None:
         self.peer_id = peer_id
         self.remote = remote
         self.protocol = protocol
+        self.key_id = key_id
         self._process = process
         self._incoming = incoming
         self._outgoing = outgoing
@@ -271,12 +279,13 @@ def open_streams(
     ours: Credentials,
     theirs: Credentials,
     protocol: str,
+    key_id: str,
 ) -> tuple[SimulatedStream, SimulatedStream]:
     """The two ends of a new connection: the dialler's, then the listener's."""
     there, back = Pipe(network, dialler, listener), Pipe(network, listener, dialler)
     machine: Machine = dialler.machine
     machine.next_port += 1
-    near = SimulatedStream(dialler, theirs.identity.peer_id, remote, protocol, incoming=back, outgoing=there)
+    near = SimulatedStream(dialler, theirs.identity.peer_id, remote, protocol, key_id, incoming=back, outgoing=there)
     source = Address(machine.host, machine.next_port)
-    far = SimulatedStream(listener, ours.identity.peer_id, source, protocol, incoming=there, outgoing=back)
+    far = SimulatedStream(listener, ours.identity.peer_id, source, protocol, key_id, incoming=there, outgoing=back)
     return near, far

@@ -15,20 +15,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket as stdlib_socket
 import ssl
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import trio
 from cryptography.hazmat.primitives import serialization
 
 from gossipml.certificates import authority_certificate, leaf_certificate, peer_id_from_der
 from gossipml.env import PROTOCOLS, Credentials
+from gossipml.env.hello import NONCE_SIZE, hello_length, keys_named, name_for, server_name
 from gossipml.env.sockets import from_sockaddr
 from gossipml.errors import RemoteError
 from gossipml.ids import PeerId
+from gossipml.keys import NetworkKeys
 
 SLICE_BYTES = 1 << 18  # 256 KiB: measured best from 16 KiB to 1 MiB
 MAX_UNSENT = 1 << 16  # answers to key updates that the other side asks for and does not read
@@ -37,11 +40,47 @@ GOODBYE_SECONDS = 0.5  # for close_notify and alerts; a peer that does not read 
 Bytes = bytes | bytearray | memoryview
 
 
-def tls_context(credentials: Credentials, *, server: bool, protocols: tuple[str, ...] = PROTOCOLS) -> ssl.SSLContext:
-    """A context that proves `credentials` and accepts members of the same network alone.
+class Contexts:
+    """The TLS contexts of one peer: one for each generation of the keys, and of the protocols it dials with."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self.credentials = credentials
+        self._made: dict[tuple[str, str], ssl.SSLContext] = {}
+        self._version = credentials.membership.version
+
+    def client(self, keys: NetworkKeys, protocol: str) -> ssl.SSLContext:
+        return self._context(keys, protocol)
+
+    def server(self, name: str) -> tuple[ssl.SSLContext, str]:
+        """The context for a dialler that gave this server name, and the id of the keys in it."""
+        accepted = self.credentials.membership.accepted
+        keys = keys_named(name, accepted) or accepted[0]
+        return self._context(keys, ""), keys.key_id
+
+    def _context(self, keys: NetworkKeys, protocol: str) -> ssl.SSLContext:
+        membership = self.credentials.membership
+        if self._version != membership.version:
+            self._version = membership.version
+            self._made = {slot: made for slot, made in self._made.items() if membership.accepts(slot[0])}
+        slot = (keys.key_id, protocol)
+        if slot not in self._made:  # it costs a millisecond
+            offered = (protocol,) if protocol else PROTOCOLS
+            self._made[slot] = tls_context(self.credentials, server=not protocol, protocols=offered, keys=keys)
+        return self._made[slot]
+
+
+def tls_context(
+    credentials: Credentials,
+    *,
+    server: bool,
+    protocols: tuple[str, ...] = PROTOCOLS,
+    keys: NetworkKeys | None = None,
+) -> ssl.SSLContext:
+    """A context that proves `credentials` by one generation of the keys, and accepts the members by that one alone.
 
     A server takes the protocol that the client offers; a client therefore offers one.
     """
+    keys = keys or credentials.membership.newest
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # peers are keys, not names
@@ -50,11 +89,11 @@ def tls_context(credentials: Credentials, *, server: bool, protocols: tuple[str,
     context.set_alpn_protocols(list(protocols))
     if server:
         context.num_tickets = 0
-    context.load_verify_locations(cadata=authority_certificate(credentials.keys))
+    context.load_verify_locations(cadata=authority_certificate(keys))
     key = credentials.identity.private_key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    certificate = ssl.DER_cert_to_PEM_cert(leaf_certificate(credentials.keys, credentials.identity))
+    certificate = ssl.DER_cert_to_PEM_cert(leaf_certificate(keys, credentials.identity))
     with _readable_file(key + certificate.encode()) as path:
         context.load_cert_chain(path)
     return context
@@ -90,27 +129,44 @@ class TlsStream:
 
     peer_id: PeerId
     protocol: str
+    key_id: str
 
-    def __init__(
-        self, socket: stdlib_socket.socket, context: ssl.SSLContext, buffer: bytearray, *, server: bool
-    ) -> None:
+    def __init__(self, socket: stdlib_socket.socket, buffer: bytearray) -> None:
         """Takes over a connected, non-blocking socket. `buffer` is shared by the streams of one trio run."""
         self.remote = from_sockaddr(socket.getpeername())
         self._socket = socket
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server)
+        self._tls: ssl.SSLObject
         self._buffer = buffer
         self._sending = trio.Lock()  # whoever takes ciphertext from the BIO sends it before another does
         self._send_broken: str | None = None
         self._broken: str | None = None
         self._writing = self._receiving = self._closed = False
 
-    async def handshake(self) -> None:
-        """Prove both sides to each other and set `peer_id` and `protocol`.
+    async def dial(self, context: ssl.SSLContext, keys: NetworkKeys) -> None:
+        """Prove both sides to each other and set `peer_id`, `protocol`, `key_id`. `context` is of these keys.
 
         Raises ssl.SSLError, RemoteError, or OSError as the socket gives it. The timeout is the caller's.
         """
+        self.key_id = keys.key_id
+        name = name_for(keys, secrets.token_bytes(NONCE_SIZE))
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+        await self._handshake()
+
+    async def accept(self, choose: Callable[[str], tuple[ssl.SSLContext, str]]) -> None:
+        """As `dial`, for the side that was dialled: with the context that `choose` gives for the server name."""
+        hello = b""
+        while len(hello) < hello_length(hello):
+            if not await self._fill():
+                raise ConnectionResetError(f"{self.remote} hung up in the handshake")
+            hello += self._incoming.read()
+        self._incoming.write(hello)
+        context, self.key_id = choose(server_name(hello))
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        await self._handshake()
+
+    async def _handshake(self) -> None:
         while True:
             try:
                 self._tls.do_handshake()

@@ -25,6 +25,7 @@ class HandStream:
         self.peer_id: PeerId = BOB
         self.remote = Address("10.0.0.2", 40000)
         self.protocol = GOSSIP
+        self.key_id = ""
         self.incoming = bytearray()
         self.outgoing = bytearray()
         self.stuck = False
