@@ -205,7 +205,8 @@ class Lan:
         before = self._discovery.next_deadline()
         for action in self._discovery.hear(heard, source.host, networks, now):
             if isinstance(action, Found):
-                self._on_contact(action.contact)
+                if not self._credentials.membership.is_revoked(action.contact.peer):
+                    self._on_contact(action.contact)
             else:
                 log.warning("%s", action.text)
         if self._discovery.next_deadline() < before:
@@ -213,7 +214,7 @@ class Lan:
 
     def _keys(self) -> list[bytes]:
         """Newest first; old and new while the token is rotated."""
-        return [self._credentials.keys.beacon_key]
+        return [keys.beacon_key for keys in self._credentials.membership.accepted]
 
     def _networks(self) -> list[LocalNetwork]:
         return [address for interface in self._interfaces for address in interface.addresses]

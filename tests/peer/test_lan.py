@@ -10,22 +10,27 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 
-from gossipml.env import Credentials
+from gossipml.env import Credentials, simulated
 from gossipml.env.link import Link, fixed
 from gossipml.env.simulated import World, run_simulation
 from gossipml.errors import UserError
 from gossipml.identity import Identity
 from gossipml.ids import Address, Contact, PeerId
 from gossipml.keys import NetworkKeys
+from gossipml.orders import NetworkKey
 from gossipml.peer.beacon import Drop
 from gossipml.peer.lan import BEACON_PORT, Lan, LanConfig
 from gossipml.token import JoinToken
 
 NEAR = Link(delay=fixed(0.001))
+EPOCH = int(simulated.EPOCH)
+
+
+NETWORK_KEY = NetworkKey(b"k" * 32)
 
 
 def credentials(name: str, network: str = "ours") -> Credentials:
-    token = JoinToken(b"n" * 16, hashlib.sha256(network.encode()).digest(), 0, ())
+    token = JoinToken(NETWORK_KEY.network_id, hashlib.sha256(network.encode()).digest(), 0, ())
     return Credentials(Identity(hashlib.sha256(name.encode()).digest()), NetworkKeys.from_token(token))
 
 
@@ -35,6 +40,7 @@ class Room:
 
     world: World
     nursery: trio.Nursery
+    members: dict[str, Credentials] = field(default_factory=dict)
     lans: dict[str, Lan] = field(default_factory=dict)
     heard: dict[str, list[Contact]] = field(default_factory=dict)
     when: dict[tuple[str, PeerId], float] = field(default_factory=dict)
@@ -51,7 +57,7 @@ class Room:
 
         lan = Lan(
             env,
-            credentials(name, network),
+            self.members.setdefault(name, credentials(name, network)),
             Address("0.0.0.0", 8711),
             on_contact,
             describe=lambda: ("digits-mlp", name),
@@ -176,6 +182,40 @@ def test_a_machine_a_day_off_hears_nobody_and_both_sides_say_why_once(caplog: py
     assert len(warnings) == 2
     assert any("86400 s behind ours" in text for text in warnings)
     assert any("86400 s ahead of ours" in text for text in warnings)
+
+
+def test_while_a_token_is_rotated_nobody_is_lost_and_afterwards_the_old_one_is() -> None:
+    async def scenario(world: World, room: Room) -> None:
+        order = NETWORK_KEY.rotation(2, b"c" * 32, made=EPOCH, old_until=EPOCH + 100).raw
+        for name in ("told", "untold", "newcomer"):
+            room.members[name] = credentials(name)
+        for name in ("told", "newcomer"):
+            room.members[name].membership.take(order, EPOCH)
+        room.members["newcomer"].membership.tick(EPOCH + 101)  # it has the new token alone
+        for name in room.members:
+            room.enter(name)
+        await trio.sleep(5)
+        assert [room.knows(name) for name in room.members] == [{"untold", "newcomer"}, {"told"}, {"told"}]
+        await trio.sleep(96)
+        room.members["told"].membership.tick(EPOCH + 101)
+        room.heard["told"].clear()
+        await trio.sleep(60)
+        assert room.knows("told") == {"newcomer"}
+
+    play(scenario)
+
+
+def test_a_revoked_member_is_no_contact() -> None:
+    async def scenario(world: World, room: Room) -> None:
+        for name in ("a", "b", "out"):
+            room.enter(name)
+        out = room.members["out"].identity.peer_id
+        room.members["a"].membership.take(NETWORK_KEY.revocation(out, made=EPOCH).raw, EPOCH)
+        await trio.sleep(60)
+        assert room.knows("a") == {"b"}
+        assert room.knows("b") == {"a", "out"}
+
+    play(scenario)
 
 
 def test_a_replayed_capture_has_no_effect_and_no_answer() -> None:
