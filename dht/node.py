@@ -64,6 +64,7 @@ from gossipml.errors import RemoteError
 from gossipml.identity import Identity, verify
 from gossipml.ids import Address, NodeId, node_id_of, peer_id_of
 from gossipml.keys import NetworkKeys
+from gossipml.membership import Membership
 
 if TYPE_CHECKING:
     import random
@@ -116,7 +117,7 @@ class DhtStats:
     requests: int = 0
     replies: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    """By reason: those of `seal.Drop`, and malformed, stranger, unproven, busy, not-me."""
+    """By reason: those of `seal.Drop`, and malformed, stranger, unproven, busy, not-me, revoked."""
     nodes: int = 0
     records: int = 0
     keys: int = 0
@@ -128,6 +129,8 @@ class DhtStats:
 class _Session:
     node: NodeId
     sid: bytes
+    root: bytes
+    """The datagram key that it uses."""
 
 
 @dataclass
@@ -149,8 +152,11 @@ class DhtNode:
         secrets: Callable[[int], bytes],
         rng: random.Random,
         wall: float,
+        membership: Membership | None = None,
     ) -> None:
         self.id = identity.node_id
+        self._membership = membership or Membership(keys)
+        self._version = 0
         self.networks = Networks(config.excepted_networks)
         self.table = Table(self.id, self.networks, config.k)
         self.verifier = Verifier(keys.network_id)
@@ -207,13 +213,32 @@ class DhtNode:
         self._own = addresses
         self._opener.set_addresses(addresses)
 
+    def _heed(self) -> None:
+        """Take up what has changed about the keys and the members."""
+        membership = self._membership
+        self._version = membership.version
+        roots = [keys.datagram_key for keys in membership.accepted]
+        self._sealer.set_roots(roots)
+        self._opener.set_roots(roots)
+        if membership.revoked:
+            self.verifier.is_revoked = membership.is_revoked
+            self.table.remove_all(lambda node: membership.is_revoked_node(NodeId(node)))
+            self.storage.remove_all(lambda record: membership.is_revoked(record.peer))
+        for address, session in list(self._sessions.items()):
+            if session.root not in roots or membership.is_revoked_node(session.node):
+                del self._sessions[address]
+
     # Asking
 
     def ask(self, to: NodeContact | Address, question: Question, now: float, wall: float) -> tuple[bytes, bytes] | None:
-        """The number of a new call and its datagram; None when too many are under way."""
+        """The number of a new call and its datagram; None when too many are under way, or to a revoked node."""
+        if self._version != self._membership.version:
+            self._heed()
         if len(self._pending) >= MAX_PENDING:
             return None
         address, node = (to.address, to.node) if isinstance(to, NodeContact) else (to, None)
+        if node is not None and self._membership.is_revoked_node(node):
+            return None
         session = self._sessions.get(address)
         if session is not None and node is not None and session.node != node:
             session = None
@@ -230,6 +255,13 @@ class DhtNode:
         pending.repeated = True
         return self._request(call, pending, wall, None)
 
+    def older(self, call: bytes, wall: float) -> list[bytes]:
+        """The same under the older keys that still count: the other side may not have heard of the newest."""
+        pending = self._pending.get(call)
+        if pending is None:
+            return []
+        return [self._request(call, pending, wall, None, keys.datagram_key) for keys in self._membership.accepted[1:]]
+
     def forget(self, call: bytes) -> None:
         """The caller no longer waits for this call."""
         self._pending.pop(call, None)
@@ -239,21 +271,25 @@ class DhtNode:
         self._sessions.pop(contact.address, None)
         return self.table.missed(contact)
 
-    def _request(self, call: bytes, pending: _Pending, wall: float, session: _Session | None) -> bytes:
+    def _request(
+        self, call: bytes, pending: _Pending, wall: float, session: _Session | None, root: bytes = b""
+    ) -> bytes:
         challenge = None
         if session is not None:
-            receiver = session_receiver(session.sid)
+            receiver, root = session_receiver(session.sid), session.root
         else:
             challenge = Challenge(pending.nonce, pending.address)
             known = pending.node is not None
             receiver = node_receiver(pending.node) if known and pending.node else address_receiver(pending.address)
         self._stats.sent += 1
-        return self._sealer.seal(encode(Request(call, self.id, challenge, pending.question)), receiver, wall)
+        return self._sealer.seal(encode(Request(call, self.id, challenge, pending.question)), receiver, wall, root)
 
     # Receiving
 
     def receive(self, datagram: bytes, source: Address, now: float, wall: float) -> list[Action]:
         self._stats.received += 1
+        if self._version != self._membership.version:
+            self._heed()
         opened = self._opener.open(datagram, wall)
         if isinstance(opened, Dropped):
             self._drop(opened.reason)
@@ -284,6 +320,9 @@ class DhtNode:
 
     def _on_request(self, request: Request, opened: Opened, source: Address, now: float, wall: float) -> list[Action]:
         self._stats.requests += 1
+        if self._membership.is_revoked_node(request.sender):
+            self._drop("revoked")
+            return []
         buckets = self._stores if isinstance(request.question, Store) else self._finds
         if not buckets.take(self._source(source), now):
             self._drop("busy")
@@ -301,7 +340,7 @@ class DhtNode:
             return []
         body = encode(Reply(request.call, proof, answer))
         self._stats.sent += 1
-        actions: list[Action] = [Send(self._sealer.seal(body, session_receiver(opened.sid), wall), source)]
+        actions: list[Action] = [Send(self._sealer.seal(body, session_receiver(opened.sid), wall, opened.root), source)]
         sender = NodeContact(request.sender, source)
         if self.table.wants(sender) and self._may_check(source, now):
             actions.append(Check(sender))
@@ -336,6 +375,9 @@ class DhtNode:
         if node is None:
             self._drop("unproven")
             return []
+        if self._membership.is_revoked_node(node):
+            self._drop("revoked")
+            return []
         self._stats.replies += 1
         del self._pending[reply.call]
         if not pending.repeated:
@@ -344,7 +386,7 @@ class DhtNode:
         contact = NodeContact(node, source)
         actions: list[Action] = [Answered(reply.call, contact, reply.answer)]
         if reply.proof is not None:
-            self._sessions[source] = _Session(node, opened.sid)
+            self._sessions[source] = _Session(node, opened.sid, opened.root)
             self._sessions.move_to_end(source)
             if len(self._sessions) > MAX_SESSIONS:
                 self._sessions.popitem(last=False)

@@ -18,7 +18,7 @@ import functools
 import ipaddress
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from kademlia.node import Node
 from kademlia.routing import KBucket, RoutingTable
@@ -102,6 +102,8 @@ class Table(RoutingTable):  # type: ignore[misc]
 
     def __init__(self, own: NodeId, networks: Networks, k: int = K) -> None:
         self.networks = networks
+        self.additions = 0
+        """How often a contact entered or moved."""
         super().__init__(None, k, Node(own))
 
     def flush(self) -> None:
@@ -153,6 +155,7 @@ class Table(RoutingTable):  # type: ignore[misc]
             bucket.replacement_nodes.pop(contact.node, None)
             self.split_bucket(self.buckets.index(bucket))
             bucket = self.bucket_of(contact.node)
+        self.additions += 1
         return None
 
     def heard(self, node: bytes, now: float) -> None:
@@ -176,6 +179,14 @@ class Table(RoutingTable):  # type: ignore[misc]
             return False
         self.remove_contact(held)
         return True
+
+    def remove_all(self, banned: Callable[[bytes], bool]) -> None:
+        """Forget every contact whose id is banned."""
+        for bucket in self.buckets:
+            for node in [node for node in bucket.replacement_nodes if banned(node)]:  # first: they would move up
+                del bucket.replacement_nodes[node]
+            for held in [held for held in bucket.nodes.values() if banned(held.id)]:
+                bucket.remove_node(held)
 
     def remove_contact(self, node: Node) -> None:
         self.bucket_of(node.id).remove_node(node)

@@ -2,7 +2,7 @@
 
     form(1) | sid(16) | counter(8) | ChaCha20-Poly1305(time(8) | body)
 
-    key   = HMAC-SHA256(datagram key, "gossipml/v1/session" | sid)
+    key   = HMAC-SHA256(root, "gossipml/v1/session" | sid)
     nonce = 0000 | counter
     aad   = form | sid | counter | receiver
 
@@ -27,7 +27,8 @@ import enum
 import hashlib
 import hmac
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -88,6 +89,8 @@ class Opened:
     sid: bytes
     form: Form
     body: bytes
+    root: bytes = field(default=b"", compare=False, repr=False)
+    """The datagram key that it was sealed under."""
 
 
 @dataclass(frozen=True)
@@ -106,25 +109,32 @@ class Sealer:
 
     def __init__(self, root_key: bytes, sid: bytes) -> None:
         self.sid = sid
-        self._cipher = _session_cipher(root_key, sid)
         self._counter = 0
+        self.set_roots((root_key,))
 
-    def seal(self, body: bytes, receiver: Receiver, wall: float) -> bytes:
+    def set_roots(self, roots: Sequence[bytes]) -> None:
+        """The datagram keys that count now; the first is used where none is named."""
+        self._ciphers = {root: _session_cipher(root, self.sid) for root in roots}
+        self._cipher = self._ciphers[roots[0]]
+
+    def seal(self, body: bytes, receiver: Receiver, wall: float, root: bytes = b"") -> bytes:
         if len(body) > MAX_BODY:
             raise ValueError(f"body of {len(body)} bytes does not fit one datagram of {MAX_DATAGRAM}")
         self._counter += 1
         counter = self._counter.to_bytes(8, "big")
         header = bytes((receiver.form,)) + self.sid + counter
         inner = max(0, int(wall * 1000)).to_bytes(8, "big") + body
-        return header + self._cipher.encrypt(b"\0\0\0\0" + counter, inner, header + receiver.tag)
+        cipher = self._ciphers.get(root, self._cipher)
+        return header + cipher.encrypt(b"\0\0\0\0" + counter, inner, header + receiver.tag)
 
 
 class _Session:
-    """What is remembered of a sender: its key, the counters seen, the newest time it carried."""
+    """What is remembered of a sender: its key, the counters seen under any key, the newest time it carried."""
 
-    __slots__ = ("bits", "cipher", "highest", "newest")
+    __slots__ = ("bits", "cipher", "highest", "newest", "root")
 
-    def __init__(self, cipher: ChaCha20Poly1305) -> None:
+    def __init__(self, root: bytes, cipher: ChaCha20Poly1305) -> None:
+        self.root = root
         self.cipher = cipher
         self.highest = 0
         self.bits = 0  # bit i: counter `highest - i` was seen
@@ -147,7 +157,7 @@ class Opener:
     """Opens what reaches this process: replay window first, then the seal, then the time."""
 
     def __init__(self, root_key: bytes, sid: bytes, node: NodeId, started: float) -> None:
-        self._root_key = root_key
+        self._roots: tuple[bytes, ...] = (root_key,)
         self._sid = sid
         self._node = node
         self._addresses: tuple[bytes, ...] = ()
@@ -160,6 +170,10 @@ class Opener:
     def set_addresses(self, addresses: tuple[Address, ...]) -> None:
         """Where first contacts may believe that they reach us."""
         self._addresses = tuple(str(address).encode() for address in addresses[:MAX_OWN_ADDRESSES])
+
+    def set_roots(self, roots: Sequence[bytes]) -> None:
+        """The datagram keys that count now, the likeliest first."""
+        self._roots = tuple(roots)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -177,8 +191,10 @@ class Opener:
         known = self._sessions.get(sid)
         if known is not None and known.seen(counter):
             return Dropped(Drop.REPLAYED)
-        session = known or _Session(_session_cipher(self._root_key, sid))
-        inner = self._authentic(session, datagram, form)
+        session = known or _Session(self._roots[0], _session_cipher(self._roots[0], sid))
+        inner = self._authentic(session.cipher, datagram, form) if session.root in self._roots else None
+        if inner is None:
+            inner = self._under_another_root(session, sid, datagram, form)
         if inner is None:
             return Dropped(Drop.UNAUTHENTIC)
         time, now = int.from_bytes(inner[:8], "big"), int(wall * 1000)
@@ -193,9 +209,19 @@ class Opener:
         session.mark(counter)
         session.newest = max(session.newest, time)
         self._sessions.move_to_end(sid)
-        return Opened(sid, Form(form), inner[8:])
+        return Opened(sid, Form(form), inner[8:], session.root)
 
-    def _authentic(self, session: _Session, datagram: bytes, form: int) -> bytes | None:
+    def _under_another_root(self, session: _Session, sid: bytes, datagram: bytes, form: int) -> bytes | None:
+        for root in self._roots:  # one, but while a token is rotated
+            if root != session.root:
+                cipher = _session_cipher(root, sid)
+                inner = self._authentic(cipher, datagram, form)
+                if inner is not None:
+                    session.root, session.cipher = root, cipher
+                    return inner
+        return None
+
+    def _authentic(self, cipher: ChaCha20Poly1305, datagram: bytes, form: int) -> bytes | None:
         header, sealed = datagram[:HEADER_SIZE], datagram[HEADER_SIZE:]
         nonce = b"\0\0\0\0" + header[-8:]
         if form == Form.SESSION:
@@ -206,7 +232,7 @@ class Opener:
             tags = self._addresses
         for tag in tags:
             try:
-                return session.cipher.decrypt(nonce, sealed, header + tag)
+                return cipher.decrypt(nonce, sealed, header + tag)
             except InvalidTag:
                 continue
         return None

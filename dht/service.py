@@ -56,7 +56,13 @@ class Dht:
         self._env = env
         self._config = config or DhtConfig()
         self._node = DhtNode(
-            credentials.identity, credentials.keys, self._config, env.secrets, env.rng, env.clock.wall()
+            credentials.identity,
+            credentials.keys,
+            self._config,
+            env.secrets,
+            env.rng,
+            env.clock.wall(),
+            credentials.membership,
         )
         self._local = local
         self._own: tuple[Address, ...] = ()
@@ -154,7 +160,9 @@ class Dht:
             if len(holders) < self._config.k or distance(self.id) < distance(holders[-1].node):
                 holders = holders[: self._config.k - 1]
                 stored += self._node.storage.offer(record, self._env.clock.wall()).held
-            return stored + await self._store_at(holders, record)
+            told = sum(holder.node in outcomes and outcomes[holder.node].held for holder in holders)
+            untold = [holder for holder in holders if holder.node not in outcomes]
+            return stored + told + await self._store_at(untold, record, self._config.put_quorum * len(holders) - told)
 
     async def get(self, key: bytes, *, full: bool = False) -> list[Record]:
         """Verified live records under a key, the greatest of each publisher, in the order of their public keys.
@@ -257,10 +265,10 @@ class Dht:
                 pause = min(2 * pause, RECEIVE_PAUSE[1])
                 continue
             pause = RECEIVE_PAUSE[0]
-            had = len(self._node.table)
+            had = self._node.table.additions
             for action in self._node.receive(datagram, source, self._env.clock.now(), self._env.clock.wall()):
-                await self._perform(action)
-            if len(self._node.table) > had:
+                self._perform(action)
+            if self._node.table.additions != had:
                 self._grown.set()
                 self._grown = trio.Event()
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import bisect
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gossipml.dht.records import Outcome, Record, is_signed, refused_by_time
-from gossipml.ids import NodeId
+from gossipml.ids import NodeId, PeerId
 
 if TYPE_CHECKING:
     import random
@@ -35,8 +36,12 @@ class Verifier:
         self._network_id = network_id
         self._verified: OrderedDict[Record, None] = OrderedDict()
         self.checks = 0
+        self.is_revoked: Callable[[PeerId], bool] | None = None
+        """Whose records do not count; None while nobody is out."""
 
     def is_genuine(self, record: Record) -> bool:
+        if self.is_revoked is not None and self.is_revoked(record.peer):
+            return False
         if record in self._verified:
             self._verified.move_to_end(record)
             return True
@@ -99,6 +104,14 @@ class Storage:
                 budget -= record.size
                 chosen.append(record)
         return chosen, total
+
+    def remove_all(self, unwanted: Callable[[Record], bool]) -> None:
+        """Forget every record that is unwanted."""
+        for key, slots in list(self._records.items()):
+            for slot in [slot for slot, record in slots.items() if unwanted(record)]:
+                self._forget(slots, slot)
+            if not slots:
+                self._drop_key(key)
 
     def sweep(self, wall: float, limit: int = 500) -> None:
         """Drop what expired under the next `limit` keys; a few calls visit all, none takes long."""
