@@ -6,8 +6,10 @@
     nonce = 0000 | counter
     aad   = form | sid | counter | receiver
 
-`sid` is drawn by each sender at its start, so a counter never meets the same key twice. `time` is the sender's
-wall clock in milliseconds. The receiver is inside the authenticated data, not on the wire, in one of three forms:
+`root` is the datagram key of one generation of the network's keys (`gossipml.membership`); while a token is rotated a
+receiver tries more than one, and answers under the one that fitted. `sid` is drawn by each sender at its start, so a
+counter never meets the same key twice. `time` is the sender's wall clock in milliseconds. The receiver is inside the
+authenticated data, not on the wire, in one of three forms:
 
 - SESSION: the receiver's sid. What two nodes that know each other use; dies with the receiver's process.
 - NODE: the receiver's node id, when only that is known.

@@ -160,9 +160,7 @@ class Dht:
             if len(holders) < self._config.k or distance(self.id) < distance(holders[-1].node):
                 holders = holders[: self._config.k - 1]
                 stored += self._node.storage.offer(record, self._env.clock.wall()).held
-            told = sum(holder.node in outcomes and outcomes[holder.node].held for holder in holders)
-            untold = [holder for holder in holders if holder.node not in outcomes]
-            return stored + told + await self._store_at(untold, record, self._config.put_quorum * len(holders) - told)
+            return stored + await self._store_at(holders, record)
 
     async def get(self, key: bytes, *, full: bool = False) -> list[Record]:
         """Verified live records under a key, the greatest of each publisher, in the order of their public keys.
@@ -242,7 +240,8 @@ class Dht:
                 await answered.wait()
             again = None if reply is not None else self._node.again(call, self._env.clock.wall())
             if again is not None:
-                await self._send(again, address)
+                for repeated in (again, *self._node.older(call, self._env.clock.wall())):
+                    await self._send(repeated, address)
                 with trio.move_on_after(max(0.0, self._config.hard_wait - soft)):
                     await answered.wait()
         finally:
@@ -265,10 +264,10 @@ class Dht:
                 pause = min(2 * pause, RECEIVE_PAUSE[1])
                 continue
             pause = RECEIVE_PAUSE[0]
-            had = self._node.table.additions
+            had = len(self._node.table)
             for action in self._node.receive(datagram, source, self._env.clock.now(), self._env.clock.wall()):
-                self._perform(action)
-            if self._node.table.additions != had:
+                await self._perform(action)
+            if len(self._node.table) > had:
                 self._grown.set()
                 self._grown = trio.Event()
 
