@@ -1,7 +1,8 @@
 """The iterative lookup of Kademlia as a state machine: whom to ask next, and who is nearest.
 
 Section 2.3 of the paper without its rounds: `alpha` queries are under way; one that is slow (soft wait) gives its
-place to another but may still answer; one that is silent (hard wait, the caller's) has failed. The lookup is done
+place to another but may still answer; one that is silent (hard wait, the caller's) has failed. A `wide` lookup, which
+has something for each of the `k`, asks all of them at once as soon as they are known. The lookup is done
 when the `k` nearest of those that neither failed nor are slow have answered; with fewer than `k` answers the slow
 ones get a little longer, so that a datagram sent a second time is waited for.
 
@@ -38,10 +39,9 @@ class State(enum.Enum):
     FAILED = "failed"
 
 
-@dataclass
+@dataclass(slots=True)
 class _Candidate:
     contact: NodeContact
-    distance: int
     state: State = State.NEW
     soft: float = 0.0
     late: float = 0.0
@@ -59,6 +59,7 @@ class Lookup:
         *,
         k: int = K,
         alpha: int = ALPHA,
+        wide: bool = False,
     ) -> None:
         self.target = target
         self.queries = 0
@@ -67,37 +68,51 @@ class Lookup:
         self._networks = networks
         self._k = k
         self._alpha = alpha
+        self._wide = wide
         self._candidates: dict[NodeId, _Candidate] = {}
+        self._under_way: dict[NodeId, _Candidate] = {}  # asked or slow
         self._order: list[tuple[int, NodeId]] = []  # by distance
         for seed in seeds:
             self._hear_of(seed)
 
     def ask(self, now: float, soft_wait: float) -> list[NodeContact]:
         """Whom to query now; each is then answered or failed exactly once."""
-        for candidate in self._candidates.values():
+        busy = 0
+        for node, candidate in list(self._under_way.items()):
             if candidate.state is State.ASKED and now >= candidate.soft:
                 candidate.state = State.SLOW
             if candidate.state is State.SLOW and now >= candidate.late:
                 candidate.state = State.LATE
-        window = list(self._window())
-        busy = sum(candidate.state is State.ASKED for candidate in self._candidates.values())
-        chosen = []
-        for candidate in window:
-            if busy >= self._alpha or self.queries >= MAX_QUERIES:
+                del self._under_way[node]
+            busy += candidate.state is State.ASKED
+        at_once = self._k if self._wide and self.settled else self._alpha
+        chosen: list[NodeContact] = []
+        if busy >= at_once:
+            return chosen
+        for candidate in self._window():
+            if busy >= at_once or self.queries >= MAX_QUERIES:
                 break
             if candidate.state is State.NEW:
                 candidate.state, candidate.soft = State.ASKED, now + soft_wait
                 candidate.late = now + PATIENCE * soft_wait
                 candidate.tried.append(candidate.contact.address)
+                self._under_way[candidate.contact.node] = candidate
                 self.queries += 1
                 busy += 1
                 chosen.append(candidate.contact)
         return chosen
 
+    @property
+    def settled(self) -> bool:
+        """Whether the nearest that is known has answered: it knows its neighbours, so the `k` nearest are known."""
+        nearest = next(self._window(), None)
+        return nearest is not None and nearest.state is State.ANSWERED
+
     def answered(self, contact: NodeContact, contacts: Iterable[NodeContact] = ()) -> None:
         """A queried node proved its id and told of others."""
         candidate = self._candidates.get(contact.node)
         if candidate is not None:
+            self._under_way.pop(contact.node, None)
             candidate.state, candidate.contact = State.ANSWERED, contact
         for other in contacts:
             self._hear_of(other)
@@ -107,6 +122,7 @@ class Lookup:
         candidate = self._candidates.get(contact.node)
         if candidate is None or candidate.state is State.ANSWERED:
             return
+        self._under_way.pop(contact.node, None)
         if candidate.others:
             candidate.contact = NodeContact(contact.node, candidate.others.pop(0))
             candidate.state = State.NEW
@@ -115,23 +131,16 @@ class Lookup:
 
     @property
     def done(self) -> bool:
-        states = [candidate.state for candidate in self._window()]
-        if State.ASKED in states:
-            return False
-        if self.queries < MAX_QUERIES and State.NEW in states:
-            return False
-        if states.count(State.ANSWERED) >= self._k:
-            return True
-        return not any(candidate.state is State.SLOW for candidate in self._candidates.values())
+        answered = 0
+        for candidate in self._window():
+            if candidate.state is State.ASKED or (candidate.state is State.NEW and self.queries < MAX_QUERIES):
+                return False
+            answered += candidate.state is State.ANSWERED
+        return answered >= self._k or not any(c.state is State.SLOW for c in self._under_way.values())
 
     def next_deadline(self) -> float | None:
         """When a query becomes slow or late; None when none is under way."""
-        deadlines = [
-            candidate.soft if candidate.state is State.ASKED else candidate.late
-            for candidate in self._candidates.values()
-            if candidate.state in (State.ASKED, State.SLOW)
-        ]
-        return min(deadlines, default=None)
+        return min((c.soft if c.state is State.ASKED else c.late for c in self._under_way.values()), default=None)
 
     def nearest(self) -> list[NodeContact]:
         """Those of the `k` nearest that answered, nearest first."""
@@ -165,7 +174,7 @@ class Lookup:
         distance = int.from_bytes(contact.node, "big") ^ self._goal
         if len(self._order) >= MAX_CANDIDATES and not self._make_room(distance):
             return
-        self._candidates[contact.node] = _Candidate(contact, distance)
+        self._candidates[contact.node] = _Candidate(contact)
         bisect.insort(self._order, (distance, contact.node))
 
     def _other_address(self, held: _Candidate, address: Address) -> None:

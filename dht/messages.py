@@ -13,7 +13,8 @@ are one letter. A request has `q`, a reply has `a`, with the same number; unknow
     1 find          k target                                    n, o contacts
     2 get           k key, w contacts wanted (0 to 20)          k key, v records, m how many are held,
                                                                 n, o contacts
-    3 store         k key, s record                             e what became of it (`records.Outcome`)
+    3 store         k key, s record, w contacts wanted          e what became of it (`records.Outcome`),
+                                                                n, o contacts
 
 Contacts are in compact form, as in BEP 5 and BEP 32: `n` holds 26 bytes each (node id, IPv4 address, port),
 `o` holds 38 (IPv6), nearest first. A record is a list, see `records.to_wire`; `v` is a random sample that fits.
@@ -83,6 +84,7 @@ class Get:
 @dataclass(frozen=True)
 class Store:
     record: Record
+    wanted: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Got:
 @dataclass(frozen=True)
 class Stored:
     outcome: Outcome
+    contacts: tuple[NodeContact, ...] = ()
 
 
 Question: TypeAlias = Ping | Find | Get | Store
@@ -165,8 +168,8 @@ def encode(message: Request | Reply) -> bytes:
                 fields |= {"q": 1, "k": target}
             case Get(key, wanted):
                 fields |= {"q": 2, "k": key, "w": wanted}
-            case Store(record):
-                fields |= {"q": 3, "k": record.key, "s": records.to_wire(record)}
+            case Store(record, wanted):
+                fields |= {"q": 3, "k": record.key, "s": records.to_wire(record), "w": wanted}
     else:
         if message.proof is not None:
             fields["p"] = message.proof.public_key + message.proof.signature
@@ -178,8 +181,8 @@ def encode(message: Request | Reply) -> bytes:
             case Got(key, found, held, contacts):
                 fields |= {"a": 2, "k": key, "v": [records.to_wire(record) for record in found], "m": held}
                 fields |= _pack_contacts(contacts)
-            case Stored(outcome):
-                fields |= {"a": 3, "e": int(outcome)}
+            case Stored(outcome, contacts):
+                fields |= {"a": 3, "e": int(outcome)} | _pack_contacts(contacts)
     return codec.pack(fields)
 
 
@@ -223,7 +226,7 @@ def _question(fields: dict[str, codec.Value]) -> Question:
             return Get(key, codec.get_int(fields, "w", high=MAX_CONTACTS))
         case 3:
             key = codec.get_bytes(fields, "k", size=KEY_SIZE)
-            return Store(records.from_wire(key, fields.get("s")))
+            return Store(records.from_wire(key, fields.get("s")), codec.get_int(fields, "w", high=MAX_CONTACTS))
         case other:
             raise RemoteError(f"no request {other}")
 
@@ -240,7 +243,7 @@ def _answer(fields: dict[str, codec.Value]) -> Answer:
             found = tuple(records.from_wire(key, item) for item in items)
             return Got(key, found, codec.get_int(fields, "m"), _unpack_contacts(fields))
         case 3:
-            return Stored(Outcome(codec.get_int(fields, "e", high=max(Outcome))))
+            return Stored(Outcome(codec.get_int(fields, "e", high=max(Outcome))), _unpack_contacts(fields))
         case other:
             raise RemoteError(f"no reply {other}")
 

@@ -242,8 +242,9 @@ class DhtNode:
         session = self._sessions.get(address)
         if session is not None and node is not None and session.node != node:
             session = None
-        call = self._secrets(CALL_SIZE)
-        pending = _Pending(address, node, question, self._secrets(NONCE_SIZE), now)
+        drawn = self._secrets(CALL_SIZE + NONCE_SIZE)
+        call = drawn[:CALL_SIZE]
+        pending = _Pending(address, node, question, drawn[CALL_SIZE:], now)
         self._pending[call] = pending
         return call, self._request(call, pending, wall, session)
 
@@ -436,7 +437,9 @@ class DhtNode:
         return Got(question.key, tuple(found), held, fit(contacts, room))
 
     def _on_store(self, question: Store, sender: NodeId, wall: float) -> Answer:
-        return Stored(self.storage.offer(question.record, wall))
+        outcome = self.storage.offer(question.record, wall)
+        contacts = self.table.nearest(question.record.key, question.wanted, exclude=sender) if question.wanted else []
+        return Stored(outcome, tuple(contacts))
 
 
 def _answers(answer: Answer, question: Question) -> bool:

@@ -1,7 +1,8 @@
 """`Dht`: the trio shell of a DHT node. Serves, looks up, stores, keeps its table alive.
 
 One loop receives datagrams and hands them to `DhtNode`, whose handlers are synchronous; an `OSError` of the
-network is waited out. Calls have a soft wait, after which the datagram is sent once more, and a hard wait.
+network is waited out. Calls (`calls`) have a soft wait, after which the datagram is sent once more, and a hard wait;
+lookups (`search`) go on in the turn in which an answer comes.
 Upkeep: find the network (again) when the table is nearly empty, ping quiet contacts, try somebody who was lost
 (so that two halves of a partition meet again), refresh lonely buckets, drop expired records.
 
@@ -13,18 +14,19 @@ Upkeep: find the network (again) when the table is nearly empty, ping quiet cont
 from __future__ import annotations
 
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 
+from gossipml.dht.calls import Calls
 from gossipml.dht.config import DhtConfig
-from gossipml.dht.lookup import MAX_QUERIES, Lookup
-from gossipml.dht.messages import Answer, Find, Found, Get, Got, NodeContact, Ping, Question, Store, Stored
+from gossipml.dht.lookup import Lookup
+from gossipml.dht.messages import Answer, Find, Get, Got, NodeContact, Ping, Question, Store, Stored
 from gossipml.dht.node import MAX_CHECKS, Action, Answered, Check, DhtNode, DhtStats, Send, Warn
 from gossipml.dht.records import Outcome, Record, refused_by_time
+from gossipml.dht.search import Search
 from gossipml.dht.storage import MAX_RECORDS_PER_KEY
 from gossipml.env import Credentials, Datagrams, Env
 from gossipml.ids import NODE_ID_SIZE, Address, NodeId, checked_address
@@ -68,9 +70,7 @@ class Dht:
         self._own: tuple[Address, ...] = ()
         self._known: OrderedDict[Address, None] = OrderedDict()
         self._lost: OrderedDict[NodeContact, None] = OrderedDict()
-        self._socket: Datagrams | None = None
-        self._nursery: trio.Nursery | None = None
-        self._waiting: dict[bytes, Callable[[Answered], None]] = {}
+        self._calls = Calls(env.clock, self._node, self._config.hard_wait, self._lose)
         self._checking = 0
         self._operations = trio.CapacityLimiter(MAX_OPERATIONS)
         self._grown = trio.Event()
@@ -128,15 +128,14 @@ class Dht:
         """Serve until cancelled. UserError when the port is in use."""
         socket = await self._env.net.bind_datagrams(self._local)
         try:
-            self._socket, self._local = socket, socket.local
+            self._local = socket.local
             self._learn_own_addresses()
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                await nursery.start(self._calls.run, socket)
                 nursery.start_soon(self._serve, socket)
                 nursery.start_soon(self._upkeep)
                 task_status.started()
         finally:
-            self._socket = self._nursery = None
             with trio.CancelScope(shield=True):
                 await socket.aclose()
 
@@ -148,19 +147,33 @@ class Dht:
         The rest is still being told when this returns. Zero when nobody, not even this node, took it: it is
         expired, older than what they hold, or they keep others of a long list.
         """
+        outcomes: dict[NodeId, Outcome] = {}
+        goal = int.from_bytes(record.key, "big")
+
+        def distance(node: NodeId) -> int:
+            return int.from_bytes(node, "big") ^ goal
+
+        def question(contact: NodeContact) -> Question:
+            # Once the nearest are known the record itself is the question: half as many datagrams as finding all
+            # of them first. One that turns out not to be among the nearest has the record too, which harms nobody.
+            return Store(record, self._config.k) if search.lookup.settled else Find(record.key)
+
+        def heard(contact: NodeContact, answer: Answer) -> bool:
+            if isinstance(answer, Stored):
+                outcomes[contact.node] = answer.outcome
+            return False
+
         async with self._operations:
-            found = await self._look_up(record.key, Find(record.key))
-            goal = int.from_bytes(record.key, "big")
-
-            def distance(node: NodeId) -> int:
-                return int.from_bytes(node, "big") ^ goal
-
-            holders = found.nearest()
+            search = self._search(record.key, question, heard, wide=True)
+            await self._run(search)
+            holders = search.lookup.nearest()
             stored = 0
             if len(holders) < self._config.k or distance(self.id) < distance(holders[-1].node):
                 holders = holders[: self._config.k - 1]
                 stored += self._node.storage.offer(record, self._env.clock.wall()).held
-            return stored + await self._store_at(holders, record)
+            told = sum(holder.node in outcomes and outcomes[holder.node].held for holder in holders)
+            untold = [holder for holder in holders if holder.node not in outcomes]
+            return stored + told + await self._store_at(untold, record, self._config.put_quorum * len(holders) - told)
 
     async def get(self, key: bytes, *, full: bool = False) -> list[Record]:
         """Verified live records under a key, the greatest of each publisher, in the order of their public keys.
@@ -188,19 +201,24 @@ class Dht:
 
         async with self._operations:
             take(Got(key, tuple(self._node.storage.get(key, self._env.clock.wall())), 0, ()))
-            found = await self._look_up(key, Get(key, self._config.k), until=take)
+            get = Get(key, self._config.k)
+            search = self._search(key, lambda contact: get, lambda contact, answer: take(answer), wide=full)
+            await self._run(search)
             for _ in range(FULL_ROUNDS if full else 0):
                 if len(best) >= most:
                     break
                 async with trio.open_nursery() as nursery:
-                    for holder in found.nearest():
+                    for holder in search.lookup.nearest():
                         nursery.start_soon(ask_again, holder)
         return [best[slot] for slot in sorted(best)]
 
     async def nearest(self, target: bytes) -> list[NodeContact]:
         """The nodes nearest to `target` that answer now, nearest first, without this one."""
+        find = Find(target)
         async with self._operations:
-            return (await self._look_up(target, Find(target))).nearest()
+            search = self._search(target, lambda contact: find)
+            await self._run(search)
+            return search.lookup.nearest()
 
     async def bootstrap(self) -> int:
         """Look for the network at the known addresses; how many contacts the table has then."""
@@ -217,38 +235,22 @@ class Dht:
 
     async def call(self, to: NodeContact | Address, question: Question) -> Answered | None:
         """Ask one node; None when it is silent, gone, or cannot prove its id."""
-        now, wall = self._env.clock.now(), self._env.clock.wall()
-        asked = self._node.ask(to, question, now, wall) if self._socket is not None else None
-        if asked is None:
-            await trio.lowlevel.checkpoint()
-            return None
-        call, datagram = asked
-        answered = trio.Event()
+        over = trio.Event()
         reply: Answered | None = None
 
-        def deliver(action: Answered) -> None:
+        def done(answered: Answered | None) -> None:
             nonlocal reply
-            reply = action
-            answered.set()
+            reply = answered
+            over.set()
 
-        self._waiting[call] = deliver
-        address = to if isinstance(to, Address) else to.address
-        soft = self._node.soft_wait
+        number = self._calls.begin(to, question, done)
+        if number is None:
+            await trio.lowlevel.checkpoint()
+            return None
         try:
-            await self._send(datagram, address)
-            with trio.move_on_after(soft):
-                await answered.wait()
-            again = None if reply is not None else self._node.again(call, self._env.clock.wall())
-            if again is not None:
-                for repeated in (again, *self._node.older(call, self._env.clock.wall())):
-                    await self._send(repeated, address)
-                with trio.move_on_after(max(0.0, self._config.hard_wait - soft)):
-                    await answered.wait()
+            await over.wait()
         finally:
-            del self._waiting[call]
-            self._node.forget(call)
-        if reply is None and isinstance(to, NodeContact) and self._node.missed(to):
-            self._lose(to)
+            self._calls.drop(number)
         return reply
 
     # Receiving
@@ -264,106 +266,72 @@ class Dht:
                 pause = min(2 * pause, RECEIVE_PAUSE[1])
                 continue
             pause = RECEIVE_PAUSE[0]
-            had = len(self._node.table)
+            had = self._node.table.additions
             for action in self._node.receive(datagram, source, self._env.clock.now(), self._env.clock.wall()):
-                await self._perform(action)
-            if len(self._node.table) > had:
+                self._perform(action)
+            if self._node.table.additions != had:
                 self._grown.set()
                 self._grown = trio.Event()
 
-    async def _perform(self, action: Action) -> None:
+    def _perform(self, action: Action) -> None:
         match action:
             case Send(data, to):
-                await self._send(data, to)
-            case Answered(call):
-                deliver = self._waiting.get(call)
-                if deliver is not None:
-                    deliver(action)
+                self._calls.post(data, to)
+            case Answered():
+                self._calls.answered(action)
             case Check(contact):
-                if self._checking < MAX_CHECKS and self._nursery is not None:
+                if self._checking < MAX_CHECKS and self._calls.begin(contact, Ping(), self._checked) is not None:
                     self._checking += 1
-                    self._nursery.start_soon(self._check, contact)
             case Warn(text):
                 log.warning("%s", text)
 
-    async def _send(self, data: bytes, to: Address) -> None:
-        if self._socket is None:
-            return
-        try:
-            await self._socket.send(data, to)
-        except OSError as error:  # no route, a full buffer: as good as lost
-            log.debug("send to %s: %s", to, error)
-
-    async def _check(self, contact: NodeContact) -> None:
-        try:
-            await self.call(contact, Ping())
-        finally:
-            self._checking -= 1
+    def _checked(self, answered: Answered | None) -> None:
+        self._checking -= 1
 
     # Looking up and storing
 
-    async def _look_up(
-        self, target: bytes, question: Question, until: Callable[[Answer], bool] | None = None
-    ) -> Lookup:
-        """Run a lookup; `until` sees each answer and may end it."""
-        table, clock = self._node.table, self._env.clock
-        seeds = table.nearest(target, 2 * self._config.k)
-        lookup = Lookup(target, self.id, seeds, self._node.networks, k=self._config.k, alpha=self._config.alpha)
-        # Room for every query, so that none waits to hand over its answer.
-        send, receive = trio.open_memory_channel[tuple[NodeContact, Answered | None]](MAX_QUERIES)
+    def _search(
+        self,
+        target: bytes,
+        question: Callable[[NodeContact], Question],
+        heard: Callable[[NodeContact, Answer], bool] = lambda contact, answer: False,
+        *,
+        wide: bool = False,
+    ) -> Search:
+        config, node = self._config, self._node
+        seeds = node.table.nearest(target, 2 * config.k)
+        lookup = Lookup(target, self.id, seeds, node.networks, k=config.k, alpha=config.alpha, wide=wide)
+        return Search(lookup, self._calls, self._env.clock, lambda: node.soft_wait, question, heard)
 
-        async def query(contact: NodeContact) -> None:
-            send.send_nowait((contact, await self.call(contact, question)))
+    async def _run(self, search: Search) -> None:
+        await search.run()
+        if search.lookup.nearest():  # one that reached nobody leaves its bucket lonely
+            self._node.table.looked_up(search.lookup.target, self._env.clock.now())
 
-        async with trio.open_nursery() as nursery:
-            while True:
-                for contact in lookup.ask(clock.now(), self._node.soft_wait):
-                    nursery.start_soon(query, contact)
-                if lookup.done:
-                    break
-                deadline = lookup.next_deadline()
-                with trio.move_on_after(math.inf if deadline is None else max(0.0, deadline - clock.now())):
-                    contact, answered = await receive.receive()
-                    if answered is None:
-                        lookup.failed(contact)
-                        continue
-                    answer = answered.answer
-                    lookup.answered(contact, answer.contacts if isinstance(answer, Found | Got) else ())
-                    if until is not None and until(answer):
-                        break
-            nursery.cancel_scope.cancel()
-        if lookup.nearest():  # one that reached nobody leaves its bucket lonely
-            table.looked_up(target, clock.now())
-        return lookup
+    async def _store_at(self, holders: Sequence[NodeContact], record: Record, enough: float) -> int:
+        """Tell the holders; how many took it when more than `enough` have, or all answered. The rest goes on."""
+        over = trio.Event()
+        waiting, acknowledged = len(holders), 0
 
-    async def _store_at(self, holders: Sequence[NodeContact], record: Record) -> int:
-        """Tell the holders; how many took it when most have answered. The rest goes on in our nursery."""
-        if not holders or self._nursery is None:
-            return 0
-        send, receive = trio.open_memory_channel[Outcome | None](len(holders))
-        scope = trio.CancelScope()
+        def done(answered: Answered | None) -> None:
+            nonlocal waiting, acknowledged
+            waiting -= 1
+            if answered is not None and isinstance(answered.answer, Stored):
+                acknowledged += answered.answer.outcome.held
+            if not waiting or acknowledged > enough:
+                over.set()
 
-        async def store() -> None:
-            with scope, send:  # closed at the end, so that a put does not wait for a node that was stopped
-                async with trio.open_nursery() as nursery:
-                    for holder in holders:
-                        nursery.start_soon(store_one, holder)
-
-        async def store_one(holder: NodeContact) -> None:
-            answered = await self.call(holder, Store(record))
-            stored = answered is not None and isinstance(answered.answer, Stored)
-            send.send_nowait(answered.answer.outcome if stored else None)  # type: ignore[union-attr]
-
-        self._nursery.start_soon(store)
-        acknowledged = 0
-        try:
-            async for outcome in receive:
-                acknowledged += outcome is not None and outcome.held
-                if acknowledged > self._config.put_quorum * len(holders):
-                    break
-        except trio.Cancelled:
-            scope.cancel()
-            raise
+        store = Store(record)
+        calls = [self._calls.begin(holder, store, done) for holder in holders]
+        waiting -= calls.count(None)
+        if waiting and acknowledged <= enough:
+            try:
+                await over.wait()
+            except trio.Cancelled:
+                for number in calls:
+                    if number is not None:
+                        self._calls.drop(number)
+                raise
         return acknowledged
 
     def _is_good(self, record: Record) -> bool:

@@ -273,8 +273,11 @@ def test_errors_of_the_network_are_waited_out(simulate: Simulate) -> None:
             if self._calls % 2:
                 raise OSError(101, "network is unreachable")
 
-        async def send(self, data: bytes, to: Address) -> None:
+        def post(self, data: bytes, to: Address) -> None:
             self._maybe_fail()
+            self._inner.post(data, to)
+
+        async def send(self, data: bytes, to: Address) -> None:
             await self._inner.send(data, to)
 
         async def receive(self) -> tuple[bytes, Address]:
@@ -450,7 +453,7 @@ def test_at_most_64_challenges_are_under_way(simulate: Simulate) -> None:
         rng = random.Random(1)
         for number in range(300):
             claimed = NodeContact(NodeId(rng.randbytes(20)), Address("10.9.9.9", 1000 + number))
-            await alone.dht._perform(Check(claimed))
+            alone.dht._perform(Check(claimed))
         await trio.sleep(0.1)
         assert alone.dht.pending == 64
         await trio.sleep(5)
