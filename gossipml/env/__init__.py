@@ -135,6 +135,9 @@ class Net(Protocol):
         """
 
 
+Lock = trio.Lock
+"""For code behind the seam that waits for disk and network without importing trio."""
+
 Check = Callable[[bytes | memoryview], bool]
 """Whether a part of a file is what it should be; plain code without waiting."""
 
