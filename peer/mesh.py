@@ -354,6 +354,7 @@ class Mesh:
         self._hellos -= 1
         peer, now = link.peer, self._clock.now()
         self.stats.sessions_opened += 1
+        self.stats.sessions_accepted += not link.session.dialled
         rival = self._links.get(peer)
         if rival is not None:
             if link.session.dialled and not self._replaces(link, rival):

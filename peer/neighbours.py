@@ -17,6 +17,8 @@ class Stats:
     """What has happened so far; only ever grows."""
 
     sessions_opened: int = 0
+    sessions_accepted: int = 0
+    """Of those, the ones that the other side dialled: they show that others reach us."""
     sessions_closed: int = 0
     dials_failed: int = 0
     updates_sent: int = 0
