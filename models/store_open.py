@@ -10,7 +10,7 @@ from gossipml.errors import RemoteError, UserError
 from gossipml.models import merkle
 from gossipml.models.manifest import MAX_MANIFEST, Manifest, parse_manifest, version_id
 from gossipml.models.store_content import FOLDER, remove_if_there
-from gossipml.models.store_rules import MAX_PINS, hash_of, read_pins
+from gossipml.models.store_rules import MAX_PINS, hash_of, pins_file, read_pins
 
 log = logging.getLogger("gossipml.store")
 
@@ -83,7 +83,11 @@ async def find_pins(disk: Disk, every: Collection[bytes]) -> set[bytes]:
         pins = None
     if pins is None:
         log.warning("%s is damaged: every version is pinned; unpin those that may go", PINS)
-        return set(every)
+        pins = set(every)
+        try:
+            await write_atomic(disk, PINS, pins_file(pins))
+        except OSError as error:
+            log.warning("%s cannot be written: %s", PINS, error)
     return pins
 
 
