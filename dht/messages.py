@@ -43,7 +43,7 @@ PROOF_SIZE = 96
 MAX_CONTACTS = 20  # k; 20 IPv6 contacts are 760 bytes
 REPLY_OVERHEAD = 175  # everything in a `get` reply beside records and contacts
 RECORD_BUDGET = 760  # bytes of records beside contacts in a `get` reply; the rest is for the nearest contacts
-CONTACT_SIZES = {4: NODE_ID_SIZE + 6, 6: NODE_ID_SIZE + 18}
+FOUR, SIX = NODE_ID_SIZE + 6, NODE_ID_SIZE + 18  # bytes of a contact with an IPv4 and with an IPv6 address
 
 
 class NodeContact(NamedTuple):
@@ -208,7 +208,7 @@ def fit(contacts: Sequence[NodeContact], budget: int) -> tuple[NodeContact, ...]
     """The first contacts that take at most `budget` bytes."""
     chosen = []
     for contact in contacts:
-        budget -= CONTACT_SIZES[6 if ":" in contact.address.host else 4]
+        budget -= SIX if ":" in contact.address.host else FOUR
         if budget < 0:
             break
         chosen.append(contact)
@@ -249,27 +249,26 @@ def _answer(fields: dict[str, codec.Value]) -> Answer:
 
 
 def _pack_contacts(contacts: Sequence[NodeContact]) -> dict[str, codec.Value]:
-    four, six = bytearray(), bytearray()
-    for node, address in contacts:
-        packed = pack_address(address)
-        (four if len(packed) == 6 else six).extend(node + packed)
+    packed = [node + pack_address(address) for node, address in contacts]
     fields: dict[str, codec.Value] = {}
+    four = b"".join([item for item in packed if len(item) == FOUR])
+    six = b"".join([item for item in packed if len(item) == SIX])
     if four:
-        fields["n"] = bytes(four)
+        fields["n"] = four
     if six:
-        fields["o"] = bytes(six)
+        fields["o"] = six
     return fields
 
 
 def _unpack_contacts(fields: dict[str, codec.Value]) -> tuple[NodeContact, ...]:
     contacts: list[NodeContact] = []
-    for name, size in (("n", CONTACT_SIZES[4]), ("o", CONTACT_SIZES[6])):
+    for name, size in (("n", FOUR), ("o", SIX)):
         if name not in fields:
             continue
         data = codec.get_bytes(fields, name, limit=size * MAX_CONTACTS)
         if len(data) % size:
             raise RemoteError(f"contacts of {len(data)} bytes are no multiple of {size}")
-        for start in range(0, len(data), size):
-            node, packed = data[start : start + NODE_ID_SIZE], data[start + NODE_ID_SIZE : start + size]
-            contacts.append(NodeContact(NodeId(node), unpack_address(packed)))
+        items = [data[start : start + size] for start in range(0, len(data), size)]
+        pairs = [(item[:NODE_ID_SIZE], unpack_address(item[NODE_ID_SIZE:])) for item in items]
+        contacts += map(NodeContact._make, pairs)
     return tuple(contacts[:MAX_CONTACTS])

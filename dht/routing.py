@@ -3,8 +3,8 @@
 Kademlia (Maymounkov, Mazieres 2002) section 2.2 to 2.4 and 4.1. From the package: `Node`, `KBucket` (contacts and
 the replacement cache), `RoutingTable` (splitting). Done differently here:
 
-- `nearest` visits the buckets by the distance of their prefix range; as these are disjoint the walk is exact
-  (the package's traverser stops early and is not in XOR order).
+- `nearest` is exact: in a sorted list of the ids those with a prefix in common lie side by side (the package's
+  traverser stops early and is not in XOR order).
 - No clock of its own and no event loop: time is an argument, and `add` says whom to probe instead of probing.
 - Ranges are powers of two, a contact is evicted after two misses, and one network (a /24 or /48) holds at most
   two places of a bucket, so that one who owns a network cannot fill it.
@@ -17,19 +17,20 @@ from __future__ import annotations
 import functools
 import ipaddress
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
 from kademlia.node import Node
 from kademlia.routing import KBucket, RoutingTable
 
 from gossipml.dht.messages import NodeContact
-from gossipml.ids import NODE_ID_SIZE, NodeId
+from gossipml.ids import NODE_ID_SIZE, Address, NodeId
 
 K = 20  # with 8, records were lost when half of the nodes stopped
 SPLIT_EVERY = 5  # section 4.2: buckets outside our own range split to this many bits, for shorter lookups
 MAX_MISSES = 2  # one lost datagram must not evict
 MAX_PER_NETWORK = 2
+MAX_STRAY_ADDRESSES = 256  # of nodes that left the table; then they are forgotten
 ID_BITS = 8 * NODE_ID_SIZE
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -102,6 +103,9 @@ class Table(RoutingTable):  # type: ignore[misc]
 
     def __init__(self, own: NodeId, networks: Networks, k: int = K) -> None:
         self.networks = networks
+        self._lows = [0]  # where the buckets begin
+        self._by_id: tuple[list[int], dict[int, NodeContact]] | None = None  # the ids in order; None: to be made
+        self._node_at: dict[Address, bytes] = {}  # the node that proved itself there last
         self.additions = 0
         """How often a contact entered or moved."""
         super().__init__(None, k, Node(own))
@@ -148,7 +152,8 @@ class Table(RoutingTable):  # type: ignore[misc]
         if self._crowded(bucket, contact):
             return None
         entry = Contact(contact, now)
-        self._remove_address(contact)
+        self._take_address(contact)
+        self._by_id = None
         while not bucket.add_node(entry):
             if not self._splits(bucket):
                 return next(iter(bucket.nodes.values()))  # the one not heard from for longest
@@ -182,6 +187,7 @@ class Table(RoutingTable):  # type: ignore[misc]
 
     def remove_all(self, banned: Callable[[bytes], bool]) -> None:
         """Forget every contact whose id is banned."""
+        self._by_id = None
         for bucket in self.buckets:
             for node in [node for node in bucket.replacement_nodes if banned(node)]:  # first: they would move up
                 del bucket.replacement_nodes[node]
@@ -189,24 +195,35 @@ class Table(RoutingTable):  # type: ignore[misc]
                 bucket.remove_node(held)
 
     def remove_contact(self, node: Node) -> None:
+        self._by_id = None
         self.bucket_of(node.id).remove_node(node)
 
     def nearest(self, target: bytes, count: int, exclude: NodeId | None = None) -> list[NodeContact]:
         """The `count` contacts nearest to `target`, exactly, nearest first."""
+        ids, contacts = self._sorted()
         goal = int.from_bytes(target, "big")
+        wanted = count + (exclude is not None)
 
-        def distance(bucket: Bucket) -> int:
-            return (bucket.range[0] ^ goal) >> bucket.bits << bucket.bits
+        def sharing(bits: int) -> tuple[int, int]:
+            """Where those lie that differ from the goal in the last `bits` bits alone."""
+            low = goal >> bits << bits
+            return bisect_left(ids, low), bisect_left(ids, low + (1 << bits))
 
-        found: list[Contact] = []
-        for bucket in sorted(self.buckets, key=distance):
-            found += sorted(
-                (contact for contact in bucket.nodes.values() if contact.id != exclude),
-                key=lambda contact: contact.long_id ^ goal,
-            )
-            if len(found) >= count:
+        # All that share a prefix with the goal lie side by side, and are nearer than any other. Begin with the range
+        # that would hold enough if ids were spread evenly.
+        bits = ID_BITS - (len(ids) // max(1, wanted)).bit_length()
+        low, high = sharing(bits)
+        while high - low < wanted and bits < ID_BITS:
+            bits += 1
+            low, high = sharing(bits)
+        while high - low > 4 * wanted and bits:  # near our own id they are dense; sorting them all would cost more
+            inner = sharing(bits - 1)
+            if inner[1] - inner[0] < wanted:
                 break
-        return [contact.contact for contact in found[:count]]
+            bits -= 1
+            low, high = inner
+        near = sorted(ids[low:high], key=goal.__xor__)[:wanted]
+        return [contact for contact in map(contacts.__getitem__, near) if contact.node != exclude][:count]
 
     def looked_up(self, target: bytes, now: float) -> None:
         """A lookup went through the bucket of `target`, which is therefore not lonely."""
@@ -218,9 +235,16 @@ class Table(RoutingTable):  # type: ignore[misc]
 
     def split_bucket(self, index: int) -> None:
         self.buckets[index : index + 1] = self.buckets[index].split()
+        self._lows = [bucket.range[0] for bucket in self.buckets]
 
     def _index(self, long_id: int) -> int:
-        return bisect_right(self.buckets, long_id, key=lambda bucket: bucket.range[0]) - 1
+        return bisect_right(self._lows, long_id) - 1
+
+    def _sorted(self) -> tuple[list[int], dict[int, NodeContact]]:
+        if self._by_id is None:
+            contacts = {held.long_id: held.contact for bucket in self.buckets for held in bucket.nodes.values()}
+            self._by_id = (sorted(contacts), contacts)
+        return self._by_id
 
     def _splits(self, bucket: Bucket) -> bool:
         if bucket.bits == 0:
@@ -228,14 +252,23 @@ class Table(RoutingTable):  # type: ignore[misc]
         return bool(bucket.has_in_range(self.node)) or (ID_BITS - bucket.bits) % SPLIT_EVERY != 0
 
     def _crowded(self, bucket: Bucket, contact: NodeContact) -> bool:
+        if self.networks.group(contact.address.host) is None:
+            return False
         nodes = [*bucket.nodes.values(), *bucket.replacement_nodes.values()]
         return not has_place(self.networks, contact, [node.contact for node in nodes if node.id != contact.node])
 
-    def _remove_address(self, contact: NodeContact) -> None:
-        for bucket in self.buckets:
-            for held in list(bucket.nodes.values()):
-                if held.contact.address == contact.address and held.id != contact.node:
-                    bucket.remove_node(held)
+    def _take_address(self, contact: NodeContact) -> None:
+        """Another node that was at this address is there no more."""
+        before = self._node_at.get(contact.address)
+        if before is not None and before != contact.node:
+            held = self.get(before)
+            if held is not None and held.contact.address == contact.address:
+                self.remove_contact(held)
+        self._node_at[contact.address] = contact.node
+        if len(self._node_at) > 2 * len(self) + MAX_STRAY_ADDRESSES:
+            self._node_at = {held.contact.address: held.id for held in self.contacts()} | {
+                contact.address: contact.node
+            }
 
 
 def has_place(networks: Networks, contact: NodeContact, others: Sequence[NodeContact]) -> bool:
