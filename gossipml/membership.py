@@ -25,11 +25,12 @@ from gossipml import codec
 from gossipml.errors import RemoteError, UserError
 from gossipml.ids import NodeId, PeerId, node_id_of
 from gossipml.keys import NetworkKeys
-from gossipml.orders import MAX_ORDER, Revocation, Rotation, read_order
+from gossipml.orders import MAX_ORDER, Order, Revocation, Rotation, read_order
 from gossipml.token import COOKIE_SIZE, MAX_GENERATION
 
 MAX_ACCEPTED = 4  # a dial tries them one after the other, and so does a datagram; more rotations cut off the oldest
 MAX_REVOKED = 1024  # 150 kB on disk and on the wire; beyond it, rotate
+MAX_REFUSED = 64  # more than an honest network makes
 MAX_STATE = 1 << 20
 DIGEST_SIZE = 8
 NO_ORDERS = bytes(DIGEST_SIZE)
@@ -58,6 +59,7 @@ class Membership:
         self._revoked: dict[PeerId, Revocation] = {}
         self._revoked_nodes: set[NodeId] = set()
         self._known: set[bytes] = set()  # orders that were taken, as they travel
+        self._refused: dict[bytes, None] = {}  # genuine ones whose time is over: not to be verified again and again
         self._digest: tuple[int, bytes] = (0, NO_ORDERS)  # and of which version it is
 
     def __repr__(self) -> str:
@@ -107,15 +109,23 @@ class Membership:
 
     def take(self, data: bytes, wall: float) -> bool:
         """Do what an order says; whether it was news. RemoteError when it is no order of this network."""
-        if data in self._known:
+        if data in self._known or data in self._refused:
             return False
         order = read_order(data, self.network_id)
+        if self._do(order, wall):
+            return True
+        self._refused[data] = None
+        if len(self._refused) > MAX_REFUSED:
+            del self._refused[next(iter(self._refused))]
+        return False
+
+    def _do(self, order: Order, wall: float) -> bool:
         if isinstance(order, Revocation):
             if order.peer in self._revoked or len(self._revoked) >= MAX_REVOKED:
                 return False
             self._revoked[order.peer] = order
             self._revoked_nodes.add(node_id_of(order.peer))
-            self._known.add(data)
+            self._known.add(order.raw)
             self.version += 1
             return True
         return self._add(NetworkKeys.derive(self.network_id, order.generation, order.cookie), order, wall)
@@ -151,6 +161,7 @@ class Membership:
         kept = [(rank, g) for rank, g in ranked if self.ends(g.keys) > wall][:MAX_ACCEPTED]
         self._generations = dict(kept)
         self.accepted = tuple(g.keys for _, g in kept)
+        self._refused.clear()  # what was too old may count now
         self._known = {order.raw for order in self._revoked.values()}
         self._known.update(g.order.raw for _, g in kept if g.order is not None)
         self.version += 1

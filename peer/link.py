@@ -116,6 +116,8 @@ class Link:
         self.opened_at: float | None = None
         self.used_at = clock.now()
         """When an update last went either way."""
+        self.renew_at = 0.0
+        """When the mesh may next try to open it anew with newer keys."""
         self.heard_at = clock.now()
         self._said_at = clock.now()
         self.end_code = ""

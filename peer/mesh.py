@@ -11,9 +11,10 @@ the peer with the smaller id; of two that say different boots, or when the older
 
 from __future__ import annotations
 
+import datetime
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -25,13 +26,15 @@ from gossipml.peer import failure as f
 from gossipml.peer import gossip as g
 from gossipml.peer import session as s
 from gossipml.peer.exchange import Exchange, Snapshot
+from gossipml.peer.herald import Herald
 from gossipml.peer.learner import Learner, NotReady
 from gossipml.peer.link import Link, LinkConfig, Parcel, Traffic
 from gossipml.peer.neighbours import NeighbourInfo, Stats, describe
-from gossipml.peer.wire import BOOT_SIZE, Hello, Message, Ping, Pong, Profile, Update, UpdateAck
+from gossipml.peer.wire import BOOT_SIZE, Hello, Message, Orders, Ping, Pong, Profile, Update, UpdateAck
 
 log = logging.getLogger("gossipml.peer")
 
+RENEW_SECONDS = 60.0  # between two tries to move a session to the newest keys
 MAX_STRANGERS = 16  # as many addresses as a token has
 
 
@@ -71,8 +74,12 @@ class Mesh:
         facts: g.ModelFacts | None = None,
         config: MeshConfig | None = None,
         streams: Mapping[str, Handler] | None = None,
+        on_orders: Callable[[], None] = lambda: None,
     ) -> None:
-        """`streams`: who serves accepted streams of the other protocols, by protocol; without one they are closed."""
+        """`streams`: who serves accepted streams of the other protocols, by protocol; without one they are closed.
+
+        `on_orders` is called when another member told us an order of the network key: it is to be kept on disk.
+        """
         self.config = config or MeshConfig()
         self.gossip = gossip
         self.view = gossip.view
@@ -88,6 +95,11 @@ class Mesh:
         self._credentials = credentials
         self._listener = listener
         self._streams = dict(streams or {})
+        self._guests: dict[int, tuple[Stream, trio.CancelScope]] = {}  # streams of other protocols, by serial number
+        self._membership = credentials.membership
+        self._herald = Herald(credentials.membership)
+        self._on_orders = on_orders
+        self._heeded = -1  # the version of the membership that was last enforced
         self._boot = env.secrets(BOOT_SIZE)
         self._exchange = Exchange(gossip)
         self._failure = f.FailureDetector(self.config.failure)
@@ -186,6 +198,13 @@ class Mesh:
         """From here on only average, slower and slower. The next `gossip_round` ends that."""
         self._act(self.gossip.handle(g.TrainingFinished(), self._clock.now()))
 
+    def order(self, order: bytes) -> bool:
+        """Do what the network key ordered, and tell everybody; whether it was news. RemoteError when it is none."""
+        news = self._membership.take(order, self._clock.wall())
+        if news:
+            self._spread([order])
+        return news
+
     def links(self) -> list[PeerId]:
         """The peers with an open session."""
         return list(self._links)
@@ -214,19 +233,32 @@ class Mesh:
 
     async def _accepted(self, stream: Stream) -> None:
         if stream.protocol != GOSSIP:
-            if stream.protocol in self._streams:
-                await self._streams[stream.protocol](stream)
-            await stream.aclose()
+            await self._receive_guest(stream)
             return
         if self._hellos >= self.config.hellos:
             await stream.aclose()
             return
         await self._run_link(stream, dialled=False)
 
+    async def _receive_guest(self, stream: Stream) -> None:
+        """A stream of another protocol, until it ends or its peer is no member any more."""
+        handler = self._streams.get(stream.protocol)
+        if handler is not None and not self._membership.is_revoked(stream.peer_id):
+            self._serial += 1
+            serial = self._serial
+            with trio.CancelScope() as scope:
+                self._guests[serial] = (stream, scope)
+                try:
+                    await handler(stream)
+                finally:
+                    del self._guests[serial]
+        await stream.aclose()
+
     async def _run_link(self, stream: Stream, *, dialled: bool) -> Link:
         """The whole life of a session; returns the link when it is over."""
         peer = stream.peer_id
-        session = s.Session(self.own, peer, self.profile, self._boot, dialled=dialled, now=self._clock.now())
+        now, orders = self._clock.now(), self._membership.digest
+        session = s.Session(self.own, peer, self.profile, self._boot, dialled=dialled, now=now, orders=orders)
         link = Link(stream, session, self, self._clock, self._traffic_of(peer), self.config.link)
         self._serial += 1
         serial = self._serial
@@ -260,7 +292,7 @@ class Mesh:
         self._peers_changed.set()
 
     def _note_refusal(self, link: Link, now: float) -> None:
-        if link.end_code not in ("digest", "version"):
+        if link.end_code not in ("digest", "version", "revoked"):
             return
         theirs = link.session.theirs
         if theirs is not None and link.peer not in self.view:
@@ -340,6 +372,8 @@ class Mesh:
 
     def on_introduced(self, link: Link, hello: Hello) -> s.Admit | s.Decline:
         """Whether the peer that says hello on an accepted stream comes in."""
+        if self._membership.is_revoked(link.peer):
+            return s.Decline("revoked", self._why_revoked(link.peer))
         record = self.gossip.conduct.record(link.peer, self._clock.now())
         if record.quarantined_until is not None:
             return s.Decline("quarantined", f"in quarantine for {record.reason}")
@@ -372,6 +406,8 @@ class Mesh:
             self.view.door_opened(link.stream.remote)
         self._watch(f.SessionOpened(peer))
         log.info("session with %s %s at %s", profile.name, short_peer_id(peer), link.stream.remote)
+        for message in self._herald.greeting(link.session.their_orders):
+            link.post(message)
         parcels = self._dialling.pop(peer, [])
         while parcels:
             self._deliver(peer, parcels.pop(), dial=False)
@@ -384,6 +420,12 @@ class Mesh:
         match message:
             case Ping(nonce):
                 link.post(Pong(nonce))
+            case Orders():
+                news = self._herald.hear(message, self._clock.wall())
+                if news:
+                    log.info("%d orders of the network key from %s", len(news), short_peer_id(link.peer))
+                    self._spread(news, heard_from=link)
+                    self._on_orders()
             case UpdateAck(_, False, reason) if reason != g.BUSY:  # being busy says nothing about anybody
                 self._note(link.peer, f"refused our update: {reason}")
 
@@ -547,6 +589,63 @@ class Mesh:
         if isinstance(event, f.SessionOpened):
             self._time_changed.set()
 
+    # Orders of the network key.
+
+    def _spread(self, orders: list[bytes], *, heard_from: Link | None = None) -> None:
+        """Heed what is new, then tell it to whoever is still a member."""
+        self._heed()
+        for link in list(self._links.values()):
+            for message in [self._herald.acknowledge()] if link is heard_from else self._herald.tell(orders):
+                link.post(message)
+
+    def _heed(self) -> None:
+        """End what is no longer allowed: sessions with revoked peers, and those by keys whose time is over."""
+        membership = self._membership
+        membership.tick(self._clock.wall())
+        if membership.version == self._heeded:
+            return
+        self._heeded = membership.version
+        for link in list(self._all.values()):
+            if membership.is_revoked(link.peer):
+                log.warning("%s was revoked: its session ends", short_peer_id(link.peer))
+                self._end(link, self._why_revoked(link.peer), code="revoked")
+            elif not membership.accepts(link.stream.key_id):
+                self._end(link, "the token was rotated and this session was opened with the old one", code="key")
+        for stream, scope in self._guests.values():
+            if membership.is_revoked(stream.peer_id) or not membership.accepts(stream.key_id):
+                scope.cancel()
+        self.view.ban(membership.revoked)
+        if membership.is_revoked(self.own):
+            log.error("this peer was revoked: %s", self._why_revoked(self.own))
+
+    def _end(self, link: Link, reason: str, *, code: str) -> None:
+        if self._links.get(link.peer) is link:
+            self._drop(link, reason, code=code)
+        else:
+            link.finish(reason, code=code)
+
+    def _why_revoked(self, peer: PeerId) -> str:
+        made = datetime.datetime.fromtimestamp(self._membership.revoked[peer].made, datetime.UTC)
+        return (
+            f"peer {short_peer_id(peer)} was revoked on {made:%Y-%m-%d} with `gossipml token revoke`; to come back, "
+            "ask for a token and join with a new home, which is a new peer"
+        )
+
+    def _renew_one(self) -> None:
+        """Move one session that we dialled with older keys to the newest, before the older ones end."""
+        newest, now = self._membership.newest.key_id, self._clock.now()
+        for link in self._links.values():
+            if (
+                link.session.dialled
+                and link.stream.key_id != newest
+                and link.session.their_orders == self._membership.digest  # so it has the newest keys, too
+                and now - link.used_at > self.config.idle
+                and now >= link.renew_at
+            ):
+                link.renew_at = now + RENEW_SECONDS
+                self._dial(link.peer)  # the new session takes the place of the old one
+                return
+
     # Long-lived tasks.
 
     async def _merge_all(self) -> None:
@@ -587,6 +686,9 @@ class Mesh:
         """Keep the wanted number of sessions."""
         while True:
             self._peers_changed = trio.Event()
+            self._heed()
+            if len(self._membership.accepted) > 1:
+                self._renew_one()
             now = self._clock.now()
             missing = self.config.wanted - len(self._links) - len(self._dialling)
             free = self.config.dials - len(self._dialling) - len(self._doors)

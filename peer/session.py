@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from gossipml.errors import LocalError, RemoteError
 from gossipml.ids import PeerId, short_peer_id
+from gossipml.membership import NO_ORDERS
 from gossipml.peer.wire import (
     OLDEST_VERSION,
     VERSION,
@@ -23,6 +24,7 @@ from gossipml.peer.wire import (
     HelloReply,
     Message,
     NewProfile,
+    Orders,
     Ping,
     Pong,
     Profile,
@@ -53,6 +55,7 @@ TRANSITIONS: dict[tuple[State, type[Message]], State] = {
     (State.OPEN, NewProfile): State.OPEN,
     (State.OPEN, Update): State.OPEN,
     (State.OPEN, UpdateAck): State.OPEN,
+    (State.OPEN, Orders): State.OPEN,
     (State.OPEN, Ping): State.OPEN,
     (State.OPEN, Pong): State.OPEN,
     (State.OPEN, Goodbye): State.CLOSED,
@@ -164,18 +167,31 @@ def incompatible(ours: Profile, theirs: Profile) -> str:
 class Session:
     """The state of one session; `peer` is the id that the stream proved and never changes."""
 
-    def __init__(self, own: PeerId, peer: PeerId, profile: Profile, boot: bytes, *, dialled: bool, now: float) -> None:
+    def __init__(
+        self,
+        own: PeerId,
+        peer: PeerId,
+        profile: Profile,
+        boot: bytes,
+        *,
+        dialled: bool,
+        now: float,
+        orders: bytes = NO_ORDERS,
+    ) -> None:
         self.peer = peer
         self.dialled = dialled
         self.state = State.DIALLING if dialled else State.ACCEPTING
         self.theirs: Profile | None = None
         self.their_boot = b""
+        self.their_orders = NO_ORDERS
+        """Digest of the orders that the other side knew when it last said so."""
         self.version = 0
         """The protocol version spoken, once open."""
         self._own = own
         self._profile = profile
         self._told = profile
         self._boot = boot
+        self._orders = orders
         self._deadline: float | None = now + HELLO_SECONDS
 
     def next_deadline(self) -> float | None:
@@ -186,14 +202,18 @@ class Session:
         """What to do about an event. RemoteError when a message may not come in this state."""
         match event:
             case Started():
-                return [Send(Hello(VERSION, OLDEST_VERSION, self._boot, self._profile))] if self.dialled else []
+                return (
+                    [Send(Hello(VERSION, OLDEST_VERSION, self._boot, self._profile, self._orders))]
+                    if self.dialled
+                    else []
+                )
             case Received(message):
                 return self._received(message)
             case Admit():
                 if self.state is not State.JUDGING or self.theirs is None:
                     raise LocalError(f"nobody to admit while {self.state.value}")
                 self._open()
-                reply = HelloReply(VERSION, OLDEST_VERSION, self._boot, self._profile)
+                reply = HelloReply(VERSION, OLDEST_VERSION, self._boot, self._profile, self._orders)
                 return [Send(reply), Opened(self.theirs)]
             case Decline(code, reason):
                 if self.state is not State.JUDGING:
@@ -226,6 +246,9 @@ class Session:
             case Refusal(code, reason):
                 self._close()
                 return [Closed(code, reason)]
+            case Orders(_, digest):
+                self.their_orders = digest
+                return [Deliver(message)]
             case Goodbye(reason):
                 self._close()
                 return [Closed("goodbye", reason)]
@@ -263,6 +286,7 @@ class Session:
     def _remember(self, hello: Hello | HelloReply) -> None:
         self.theirs = hello.profile
         self.their_boot = hello.boot
+        self.their_orders = hello.orders
         spoken = min(hello.version, VERSION)
         self.version = spoken if spoken >= max(hello.oldest, OLDEST_VERSION) else 0
 

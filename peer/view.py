@@ -81,6 +81,7 @@ class View:
         self._rng = rng
         self._entries: dict[PeerId, Entry] = {}
         self._doors: dict[Address, Door] = {}
+        self._banned: frozenset[PeerId] = frozenset()
         self._count = 0
 
     def __len__(self) -> int:
@@ -96,13 +97,19 @@ class View:
         """All contacts, oldest first."""
         return list(self._entries.values())
 
+    def ban(self, peers: Iterable[PeerId]) -> None:
+        """Forget these peers, for good."""
+        self._banned = frozenset(peers)
+        for peer in self._banned:
+            self._entries.pop(peer, None)
+
     # Learning of contacts.
 
     def learn(self, contacts: Iterable[Contact]) -> list[PeerId]:
         """Take in hints; which peers were new to us. What a peer said itself is not overwritten by a hint."""
         new = []
         for contact in contacts:
-            if contact.peer == self._own or not contact.addresses:
+            if contact.peer == self._own or contact.peer in self._banned or not contact.addresses:
                 continue
             entry = self._entries.get(contact.peer)
             if entry is None:

@@ -9,12 +9,13 @@ A stream carries frames, one after another, in each direction:
 
 | kind    | fields                                                            | meaning |
 |---------|-------------------------------------------------------------------|---------|
-| hello   | v, oldest, boot, profile                                          | the dialler's first frame |
-| welcome | v, oldest, boot, profile                                          | the answer: the session is open |
+| hello   | v, oldest, boot, profile, orders                                  | the dialler's first frame |
+| welcome | v, oldest, boot, profile, orders                                  | the answer: the session is open |
 | refusal | code, reason                                                      | the other answer: it is not |
 | profile | profile                                                           | what the hello said has changed |
 | update  | model, digest, enc, params, bytes, age, round, want, reply, peers | a model; the body is its encoding |
 | ack     | round, ok, reason                                                 | why an update was refused |
+| orders  | orders, digest                                                    | what the network key ordered |
 | ping    | n                                                                 | are you there? |
 | pong    | n                                                                 | the same n; or 0: I live |
 | goodbye | reason                                                            | the session ends on purpose |
@@ -23,6 +24,9 @@ A stream carries frames, one after another, in each direction:
     boot       8 bytes drawn at each start: tells a restarted peer from a second session of the same one
     profile    map: name (text for people), model, digest (64 hexadecimal characters, or "" while unknown),
                port (where it listens, 0 for nowhere), addrs (list of [IP literal, port], at most 4)
+    orders     in hello and welcome, and as digest: 8 bytes, the digest of the orders that the sender knows
+               (`gossipml.membership`); in a message of that kind: at most 60 orders (`gossipml.orders`), each of at
+               most 256 bytes, in the order in which they are to be taken
     enc        name of the encoding of the body; params: length of the parameter vector
     age        samples that went into the model, finite, 0 to 2^53
     want       whether an answer with the receiver's own model is wished for; reply: this is such an answer
@@ -46,6 +50,8 @@ from gossipml import codec
 from gossipml.codec import Value
 from gossipml.errors import LocalError, RemoteError
 from gossipml.ids import MAX_CONTACT_ADDRESSES, PEER_ID_SIZE, Address, Contact, PeerId, checked_address
+from gossipml.membership import DIGEST_SIZE, NO_ORDERS
+from gossipml.orders import MAX_ORDER
 
 VERSION = 1
 OLDEST_VERSION = 1
@@ -56,6 +62,7 @@ MAX_DIGEST = 64  # SHA-256 in hexadecimal
 MAX_ENCODING = 16
 MAX_REASON = 600  # two digests, three names and a sentence
 MAX_CONTACTS = 8  # peer sampling works with samples far smaller than the view (Jelasity et al. 2007)
+MAX_ORDERS = 60  # of the longest orders fit one header
 MAX_AGE = float(2**53)  # beyond it a float no longer counts single samples
 MAX_PARAMETERS = 2**40
 MAX_BODY = 2**43
@@ -95,6 +102,8 @@ class Hello:
     oldest: int
     boot: bytes
     profile: Profile
+    orders: bytes = NO_ORDERS
+    """Digest of the orders that the sender knows."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +112,13 @@ class HelloReply:
     oldest: int
     boot: bytes
     profile: Profile
+    orders: bytes = NO_ORDERS
 
 
 @dataclass(frozen=True)
 class Refusal:
     code: str
-    """One word for programs: version, self, digest, duplicate, full, quarantined."""
+    """One word for programs: version, self, digest, duplicate, full, quarantined, revoked."""
     reason: str
 
 
@@ -139,6 +149,18 @@ class UpdateAck:
 
 
 @dataclass(frozen=True)
+class Orders:
+    """What the network key ordered. Holds secrets: for members alone, over TLS alone."""
+
+    orders: tuple[bytes, ...]
+    digest: bytes
+    """Of all that the sender knows now."""
+
+    def __repr__(self) -> str:
+        return f"Orders({len(self.orders)} orders, digest={self.digest.hex()})"
+
+
+@dataclass(frozen=True)
 class Ping:
     nonce: int
 
@@ -153,7 +175,7 @@ class Goodbye:
     reason: str
 
 
-Message: TypeAlias = Hello | HelloReply | Refusal | NewProfile | Update | UpdateAck | Ping | Pong | Goodbye
+Message: TypeAlias = Hello | HelloReply | Refusal | NewProfile | Update | UpdateAck | Orders | Ping | Pong | Goodbye
 
 
 # Encoding.
@@ -181,6 +203,7 @@ def _fields(message: Message) -> dict[str, object]:
                 "oldest": message.oldest,
                 "boot": message.boot,
                 "profile": _profile_fields(message.profile),
+                "orders": message.orders,
             }
         case Refusal(code, reason):
             return {"t": "refusal", "code": code, "reason": clean_reason(reason)}
@@ -205,6 +228,8 @@ def _fields(message: Message) -> dict[str, object]:
             }
         case UpdateAck(round_, accepted, reason):
             return {"t": "ack", "round": round_, "ok": accepted, "reason": clean_reason(reason)}
+        case Orders(orders, digest):
+            return {"t": "orders", "orders": list(orders[:MAX_ORDERS]), "digest": digest}
         case Ping(nonce):
             return {"t": "ping", "n": nonce}
         case Pong(nonce):
@@ -244,11 +269,11 @@ def _read_welcome(fields: dict[str, Value]) -> HelloReply:
     return HelloReply(*_hello_values(fields))
 
 
-def _hello_values(fields: dict[str, Value]) -> tuple[int, int, bytes, Profile]:
+def _hello_values(fields: dict[str, Value]) -> tuple[int, int, bytes, Profile, bytes]:
     version = codec.get_int(fields, "v", low=1, high=65535)
     oldest = codec.get_int(fields, "oldest", low=1, high=version)
     boot = codec.get_bytes(fields, "boot", size=BOOT_SIZE)
-    return version, oldest, boot, _read_profile(fields)
+    return version, oldest, boot, _read_profile(fields), codec.get_bytes(fields, "orders", size=DIGEST_SIZE)
 
 
 def _read_profile(fields: dict[str, Value]) -> Profile:
@@ -275,6 +300,15 @@ def _read_update(fields: dict[str, Value]) -> Update:
         reply=codec.get_bool(fields, "reply"),
         contacts=tuple(_read_contact(item) for item in codec.get_list(fields, "peers", limit=MAX_CONTACTS)),
     )
+
+
+def _read_orders(fields: dict[str, Value]) -> Orders:
+    orders = []
+    for item in codec.get_list(fields, "orders", limit=MAX_ORDERS):
+        if not isinstance(item, bytes) or len(item) > MAX_ORDER:
+            raise RemoteError(f"an order is at most {MAX_ORDER} bytes")
+        orders.append(item)
+    return Orders(tuple(orders), codec.get_bytes(fields, "digest", size=DIGEST_SIZE))
 
 
 def _read_contact(item: Value) -> Contact:
@@ -319,6 +353,7 @@ _READERS: dict[str, Callable[[dict[str, Value]], Message]] = {
     "profile": lambda f: NewProfile(_read_profile(f)),
     "update": _read_update,
     "ack": lambda f: UpdateAck(codec.get_int(f, "round"), codec.get_bool(f, "ok"), _reason(f)),
+    "orders": _read_orders,
     "ping": lambda f: Ping(codec.get_int(f, "n")),
     "pong": lambda f: Pong(codec.get_int(f, "n")),
     "goodbye": lambda f: Goodbye(_reason(f)),

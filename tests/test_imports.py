@@ -51,6 +51,7 @@ TRIO_FREE = ("models",)
 PURE = (
     "peer.wire",
     "peer.session",
+    "peer.herald",
     "peer.gossip",
     "peer.view",
     "peer.failure",

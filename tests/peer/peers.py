@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -11,11 +11,12 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from gossipml.env import Credentials, Env, Stream
+from gossipml.env import Credentials, Env, Handler, Stream
 from gossipml.env.simulated import World
 from gossipml.identity import Identity
 from gossipml.ids import Address, Contact, PeerId
 from gossipml.keys import NetworkKeys
+from gossipml.orders import NetworkKey
 from gossipml.peer.gossip import Gossip, GossipConfig, ModelFacts
 from gossipml.peer.mesh import Mesh, MeshConfig
 from gossipml.peer.view import View
@@ -26,6 +27,7 @@ PORT = 8711
 DIGEST = hashlib.sha256(b"layout").hexdigest()
 OTHER_DIGEST = hashlib.sha256(b"another layout").hexdigest()
 SIZE = 8
+NETWORK = NetworkKey(b"k" * 32)
 
 
 def peer_id(number: int) -> PeerId:
@@ -51,7 +53,7 @@ def make_profile(name: str = "ann", *, model: str = "digits", digest: str = DIGE
 
 def make_credentials(name: str, network: str = "ours") -> Credentials:
     cookie = hashlib.sha256(network.encode()).digest()
-    token = JoinToken(network_id=b"n" * 16, cookie=cookie, expires=0, addresses=())
+    token = JoinToken(network_id=NETWORK.network_id, cookie=cookie, expires=0, addresses=())
     return Credentials(Identity(hashlib.sha256(name.encode()).digest()), NetworkKeys.from_token(token))
 
 
@@ -130,9 +132,11 @@ class Cluster:
         attach: bool = True,
         config: MeshConfig | None = None,
         gossip: GossipConfig | None = None,
+        credentials: Credentials | None = None,
+        streams: Mapping[str, Handler] | None = None,
     ) -> Peer:
         env = self.world.env(name)
-        credentials = make_credentials(name)
+        credentials = credentials or make_credentials(name)
         listener = await env.net.listen(Address("0.0.0.0", PORT), credentials)
         address = Address(self.world.host(name), PORT)
         machine = Gossip(
@@ -141,7 +145,7 @@ class Cluster:
             replace(gossip or GossipConfig(), encoding="float32"),
         )
         profile = Profile(name, "", "", PORT, (address,))
-        mesh = Mesh(env, credentials, profile, listener, gossip=machine, config=config)
+        mesh = Mesh(env, credentials, profile, listener, gossip=machine, config=config, streams=streams)
         learner = VectorLearner(np.full(size, value, dtype=np.float32))
         scope = trio.CancelScope()
         peer = Peer(name, env, credentials, mesh, learner, address, scope)

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from gossipml import codec
 from gossipml.errors import LocalError, RemoteError
 from gossipml.ids import Address, Contact, PeerId
+from gossipml.orders import MAX_ORDER
 from gossipml.peer.wire import (
     DISCARD_CHUNK,
     MAX_AGE,
     MAX_HEADER,
+    MAX_ORDERS,
     Body,
     Decoder,
     Goodbye,
@@ -22,6 +24,7 @@ from gossipml.peer.wire import (
     HelloReply,
     Message,
     NewProfile,
+    Orders,
     Ping,
     Pong,
     Profile,
@@ -63,16 +66,28 @@ updates = st.builds(
     st.lists(contacts, max_size=8).map(tuple),
 )
 messages: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Hello, st.integers(5, 65535), st.integers(1, 5), boots, profiles),
-    st.builds(HelloReply, st.integers(5, 65535), st.integers(1, 5), boots, profiles),
+    st.builds(Hello, st.integers(5, 65535), st.integers(1, 5), boots, profiles, boots),
+    st.builds(HelloReply, st.integers(5, 65535), st.integers(1, 5), boots, profiles, boots),
     st.builds(Refusal, st.sampled_from(["full", "digest"]), reasons),
     st.builds(NewProfile, profiles),
     updates,
     st.builds(UpdateAck, st.integers(0, 2**63 - 1), st.booleans(), reasons),
+    st.builds(Orders, st.lists(st.binary(max_size=MAX_ORDER), max_size=MAX_ORDERS).map(tuple), boots),
     st.builds(Ping, st.integers(0, 2**63 - 1)),
     st.builds(Pong, st.integers(0, 2**63 - 1)),
     st.builds(Goodbye, reasons),
 )
+
+
+def test_the_longest_orders_fit_one_header() -> None:
+    full = Orders((b"x" * MAX_ORDER,) * MAX_ORDERS, b"12345678")
+    assert decode_header(header_of(full)) == full
+    for fields in ({"orders": [b"x"] * (MAX_ORDERS + 1)}, {"orders": [b"x" * (MAX_ORDER + 1)]}, {"digest": b"short"}):
+        with pytest.raises(RemoteError):
+            decode_header(altered(Orders((), b"12345678"), **fields))
+    for order in ("text", 7, None, ["nested"]):
+        with pytest.raises(RemoteError):
+            decode_header(altered(Orders((), b"12345678"), orders=[order]))
 
 
 def header_of(message: Message) -> bytes:
