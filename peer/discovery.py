@@ -163,6 +163,10 @@ class Discovery:
         """Peers heard on the local networks, ourselves not counted."""
         return sum(not heard.deaf and now - heard.at < self.config.forget for heard in self._heard.values())
 
+    def deaf(self, now: float) -> int:
+        """Members on the local networks of whom we accept nothing, because of a wrong clock."""
+        return sum(heard.deaf and now - heard.at < self.config.forget for heard in self._heard.values())
+
     def clock_difference(self, now: float) -> float | None:
         """Seconds by which the clocks of those heard are ahead of ours (median); None when nobody is heard."""
         skews = [heard.skew for heard in self._heard.values() if now - heard.at < self.config.forget]

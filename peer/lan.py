@@ -116,6 +116,7 @@ class Lan:
             "port": self.config.port,
             "interfaces": [interface.name for interface in self._interfaces if interface.name not in self._silent],
             "peers": self.peers(),
+            "deaf": self._discovery.deaf(self._clock.now()),
             "clock_difference": self.clock_difference(),
             "problem": self.problem,
         }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gossipml.cli import doctor
 from gossipml.cli.common import ask, duration, megabytes, print_json
 from gossipml.errors import UserError
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from gossipml.token import JoinToken
 
 app = typer.Typer(help="Run a peer, and ask about it.", no_args_is_help=True)
+
+app.command("doctor", epilog="Example: gossipml peer doctor --json")(doctor.doctor)
 
 Json = Annotated[bool, typer.Option("--json", help="Print data for a program.")]
 STOP_SECONDS = 30  # the last save of a large model
