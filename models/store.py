@@ -117,10 +117,7 @@ class Store:
     def wanted(self) -> list[Manifest]:
         """What should be held and is not whole, latest first: `begin` it and download."""
         return latest_first(
-            manifest
-            for manifest in self._manifests.values()
-            if not self._whole(manifest)
-            and not ((content := self._contents.get(manifest.root)) is not None and content.refused)
+            one for one in self._manifests.values() if not self._whole(one) and not self._is_hopeless(one)
         )
 
     def lost(self) -> list[bytes]:
@@ -320,19 +317,25 @@ class Store:
             await clear_leftovers(self._disk)
             self._manifests, self._lost = await find_manifests(self._disk)
             self._pins = await find_pins(self._disk, {*self._manifests, *self._lost})
-            sizes = {manifest.root: manifest.size for manifest in self._manifests.values()}
-            for root, size in sizes.items():
-                content = await self._load(root, size)
-                if content is not None:
+            for root, size in {(manifest.root, manifest.size): None for manifest in self._manifests.values()}:
+                content, other = await self._load(root, size), self._contents.get(root)
+                if content is not None and (other is None or not _is_begun(other)):
                     self._contents[root] = content
             if not self._lost:
-                await clear_orphans(self._disk, sizes)
+                await clear_orphans(self._disk, {manifest.root for manifest in self._manifests.values()})
 
     # How it works. What follows runs under the lock.
 
     def _whole(self, manifest: Manifest) -> bool:
         content = self._contents.get(manifest.root)
-        return content is not None and content.finished
+        return content is not None and content.size == manifest.size and content.finished
+
+    def _is_hopeless(self, manifest: Manifest) -> bool:
+        """Whether its content turned out to be no model, or to have another size."""
+        content = self._contents.get(manifest.root)
+        if content is None:
+            return False
+        return bool(content.refused) or (content.size != manifest.size and _is_begun(content))
 
     async def _known(self, manifest: Manifest) -> Content | None:
         """The content of a manifest if it is there. RemoteError when its size is a lie.
@@ -343,7 +346,7 @@ class Store:
         content = self._contents.get(manifest.root)
         if content is None or content.size == manifest.size:
             return content
-        if content.finished or content.missing < content.count:
+        if _is_begun(content):
             raise RemoteError(
                 f"the manifest of {manifest.name} claims {manifest.size} bytes for content of {content.size} bytes"
             )
@@ -414,8 +417,7 @@ class Store:
         return ""
 
     async def _collect(self, coming: Manifest | None) -> list[Manifest]:
-        refused = {root for root, content in self._contents.items() if content.refused}
-        every = [manifest for manifest in self._manifests.values() if manifest.root not in refused]
+        every = [manifest for manifest in self._manifests.values() if not self._is_hopeless(manifest)]
         stays = kept(every, self._whole, self._pins, self._config.keep_last)
         busy = {root for root, content in self._contents.items() if content.users}
         if coming is not None:
@@ -477,3 +479,8 @@ class Store:
         elif bits != full_bits(count):
             self._unscanned.add(root)
         return self._content(root, size, layer, bits=bits or b"", placed=placed)
+
+
+def _is_begun(content: Content) -> bool:
+    """Whether a piece of it was ever there: it came from somebody who had it, and was verified."""
+    return content.finished or content.missing < content.count

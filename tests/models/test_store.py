@@ -138,6 +138,9 @@ async def test_a_false_size_does_not_keep_the_true_one_out(disk: SimulatedDisk) 
     assert store.holds(true.version)
     with pytest.raises(RemoteError, match="claims 64 bytes"):
         await store.begin(false)
+    for again in (store, await opened(disk)):
+        assert again.versions() == [true] and again.wanted() == [] and not again.holds(false.version)
+    assert await store.collect() == [false] and store.versions() == [true]
 
 
 async def test_our_own_version_is_held_when_add_returns(disk: SimulatedDisk) -> None:
