@@ -24,16 +24,18 @@ import trio
 
 from gossipml.daemon.learner import LearnerConfig, Progress
 from gossipml.daemon.node import Node, NodeConfig
-from gossipml.env import Credentials
+from gossipml.daemon.orders import FOLDER, order_name
+from gossipml.env import Credentials, write_atomic
 from gossipml.env.simulated import World
 from gossipml.identity import SEED_SIZE, Identity
 from gossipml.ids import Address
 from gossipml.keys import NetworkKeys
 from gossipml.models.trainer import Trainer
+from gossipml.orders import NETWORK_SEED_SIZE, NetworkKey, Order
 from gossipml.peer.failure import FailureConfig
 from gossipml.peer.mesh import MeshConfig
 from gossipml.simulations.numpy_trainer import NumpyTrainer, Points, make_points
-from gossipml.token import COOKIE_SIZE, NETWORK_ID_SIZE, JoinToken
+from gossipml.token import COOKIE_SIZE, JoinToken
 
 PORT = 8711
 SLOW_ROUNDS = LearnerConfig(round_seconds=5.0, least_round=10.0, evaluate_seconds=60.0, save_seconds=30.0)
@@ -59,7 +61,9 @@ class Cluster:
     """Peers of one network in a `World`. Use as `async with Cluster.of(world, peers=20) as cluster`."""
 
     world: World
+    network_key: NetworkKey
     token: JoinToken
+    """What peers join with that start without HOME/keys; to be replaced after a rotation."""
     config: LearnerConfig
     members: dict[str, Member]
     nursery: trio.Nursery
@@ -79,9 +83,10 @@ class Cluster:
             for name, points in zip(names, parts, strict=True)
         }
         first = tuple(Address(world.host(name), PORT) for name in names[:contacts])
-        token = JoinToken(rng.randbytes(NETWORK_ID_SIZE), rng.randbytes(COOKIE_SIZE), 0, first)
+        network_key = NetworkKey(rng.randbytes(NETWORK_SEED_SIZE))
+        token = JoinToken(network_key.network_id, rng.randbytes(COOKIE_SIZE), 0, first)
         async with trio.open_nursery() as nursery:
-            cluster = cls(world, token, config, members, nursery)
+            cluster = cls(world, network_key, token, config, members, nursery)
             for name in names:
                 await cluster.start(name)
             yield cluster
@@ -100,6 +105,10 @@ class Cluster:
         """As `crash`, and what was not synced is lost, too."""
         self._cancel(name)
         self.world.power_off(name)
+
+    async def leave_order(self, name: str, order: Order) -> None:
+        """Leave an order of the network key in the home of a peer, as the command line does."""
+        await write_atomic(self.world.disk(name), f"{FOLDER}/{order_name(order)}", order.raw)
 
     def running(self) -> list[Member]:
         return [member for member in self.members.values() if member.node is not None]

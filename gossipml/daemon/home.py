@@ -11,17 +11,21 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
 from gossipml import token as tokens
+from gossipml.daemon.orders import FOLDER, KEYS_FILE, TOKEN_FILE, order_name, renewed
 from gossipml.env import files
-from gossipml.errors import UserError
+from gossipml.errors import RemoteError, UserError
 from gossipml.identity import SEED_SIZE, Identity
 from gossipml.ids import Address
-from gossipml.token import COOKIE_SIZE, NETWORK_ID_SIZE, JoinToken
+from gossipml.keys import NetworkKeys
+from gossipml.membership import MAX_STATE, Membership
+from gossipml.orders import MAX_ORDER, NETWORK_SEED_SIZE, NetworkKey, Order
+from gossipml.token import COOKIE_SIZE, JoinToken
 
 fcntl: ModuleType | None
 try:
@@ -55,7 +59,15 @@ class Home:
 
     @property
     def token_file(self) -> Path:
-        return self.path / "token"
+        return self.path / TOKEN_FILE
+
+    @property
+    def network_key_file(self) -> Path:
+        return self.path / "network-key"
+
+    @property
+    def keys_file(self) -> Path:
+        return self.path / KEYS_FILE
 
     @property
     def config_file(self) -> Path:
@@ -94,6 +106,43 @@ class Home:
             return read_token(self.token_file)
         except FileNotFoundError:
             return None
+
+    def network_key(self) -> NetworkKey | None:
+        """The key that orders rotations and revocations; None where the network was not made."""
+        try:
+            return NetworkKey(files.read_private(self.network_key_file, limit=2 * NETWORK_SEED_SIZE))
+        except FileNotFoundError:
+            return None
+
+    def found_network(self, secrets: Secrets, *, expires: int, addresses: tuple[Address, ...]) -> JoinToken:
+        """Make a network and keep its key and its token here."""
+        key = NetworkKey(secrets(NETWORK_SEED_SIZE))
+        token = _first_token(key, secrets, expires=expires, addresses=addresses)
+        files.write_atomic(self.network_key_file, key.seed, private=True)  # first: a token makes the home a member's
+        self.keep_token(token)
+        return token
+
+    def membership(self, token: JoinToken, wall: float) -> Membership:
+        """What this home knows of keys and members: its token, HOME/keys, and orders not yet taken."""
+        membership = Membership(NetworkKeys.from_token(token))
+        try:
+            membership.load(files.read_private(self.keys_file, limit=MAX_STATE), wall)
+        except FileNotFoundError:
+            pass
+        for name in files.list_folder(self.path / FOLDER):
+            with suppress(RemoteError, OSError):
+                membership.take(files.read(self.path / FOLDER / name, limit=MAX_ORDER), wall)
+        return membership
+
+    def leave_order(self, order: Order) -> None:
+        """Put an order where the running peer of this home finds it."""
+        files.write_atomic(self.path / FOLDER / order_name(order), order.raw, private=True)
+
+    def keep_membership(self, membership: Membership, token: JoinToken) -> None:
+        """Write HOME/keys and the newest token; for the owner of the home's lock."""
+        files.write_atomic(self.keys_file, membership.state(), private=True)
+        if renewed(token, membership) != token:
+            self.keep_token(renewed(token, membership))
 
     def api_key(self) -> str:
         """The key that the HTTP endpoint asks for, from HOME/api-key; empty without that file."""
@@ -192,33 +241,39 @@ def read_token(file: Path) -> JoinToken:
 
 
 def new_network(secrets: Secrets, *, expires: int, addresses: tuple[Address, ...]) -> JoinToken:
-    """A token of a network that did not exist before."""
-    token = JoinToken(secrets(NETWORK_ID_SIZE), secrets(COOKIE_SIZE), expires, ())
-    return token.with_addresses(addresses)
+    """A token of a network that did not exist before, and whose key nobody keeps: it cannot be rotated."""
+    return _first_token(NetworkKey(secrets(NETWORK_SEED_SIZE)), secrets, expires=expires, addresses=addresses)
+
+
+def _first_token(key: NetworkKey, secrets: Secrets, *, expires: int, addresses: tuple[Address, ...]) -> JoinToken:
+    return JoinToken(key.network_id, secrets(COOKIE_SIZE), expires, ()).with_addresses(addresses)
 
 
 def join(home: Home, offered: JoinToken | None, *, wall: float, secrets: Secrets, seconds: float) -> JoinToken:
     """The token that this home is to use from now on, kept in the home.
 
-    A home belongs to one network for good. Without any token a new network is made, whose token lets others in
-    for `seconds`.
+    A home belongs to one network for good; a newer token of that network takes the place of an older one. Without any
+    token a new network is made, whose token lets others in for `seconds`.
     """
     kept = home.token()
     if offered is None:
         if kept is None:
-            kept = new_network(secrets, expires=int(wall + seconds) if seconds else 0, addresses=())
-            home.keep_token(kept)
+            kept = home.found_network(secrets, expires=int(wall + seconds) if seconds else 0, addresses=())
         return kept
     if kept is None:
         offered.check_expiry(wall)
         home.keep_token(offered)
         return offered
-    if (kept.network_id, kept.cookie) != (offered.network_id, offered.cookie):
+    if kept.network_id != offered.network_id:
         raise UserError(
             f"{home.path} belongs to the network {kept.network_id.hex()[:8]}, the token to "
             f"{offered.network_id.hex()[:8]}; join it from a new home: `gossipml --home DIR peer start --join FILE`"
         )
-    merged = kept.with_addresses(offered.addresses + kept.addresses)
+    newer = NetworkKeys.from_token(offered).rank > NetworkKeys.from_token(kept).rank
+    if newer:  # this peer was off while the token was rotated
+        offered.check_expiry(wall)
+    # An older one is what a script that starts the peer always gives.
+    merged = (offered if newer else kept).with_addresses(offered.addresses + kept.addresses)
     if merged != kept:
         home.keep_token(merged)
     return merged

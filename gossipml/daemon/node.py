@@ -10,11 +10,13 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
 from gossipml.daemon.contacts import load_contacts, save_contacts
 from gossipml.daemon.learner import Learner, LearnerConfig, Progress
+from gossipml.daemon.orders import Orders
 from gossipml.daemon.supervisor import Supervisor
 from gossipml.dht.config import DhtConfig
 from gossipml.dht.directory import Announcement, Directory
@@ -97,11 +99,19 @@ class Node:
     async def running(self) -> AsyncIterator[None]:
         """The peer runs during the block. UserError when its port is in use."""
         running = self.supervisor.running
+        orders = Orders(self.env, self.credentials.membership)
+        await orders.load()
         async with self._sockets() as listener:
             first = self.config.first_contacts
             saved = await load_contacts(self.env.disk)
             self._mesh = Mesh(
-                self.env, self.credentials, self._profile(), listener, gossip=self.gossip, config=self.config.mesh
+                self.env,
+                self.credentials,
+                self._profile(),
+                listener,
+                gossip=self.gossip,
+                config=self.config.mesh,
+                on_orders=orders.changed,
             )
             self._mesh.learn(saved)
             self._mesh.bootstrap(a for a in first if a not in self.addresses)
@@ -109,7 +119,11 @@ class Node:
             self._directory = Directory(self.env, self.dht, self.credentials)
             async with running("dht", self.dht.run), running("directory", self._directory.run):
                 self._announce()
-                async with running("gossip", self._mesh.run), running("discovery", self._discover):
+                async with (
+                    running("gossip", self._mesh.run),
+                    running("orders", partial(orders.run, self._mesh.order)),
+                    running("discovery", self._discover),
+                ):
                     if self.config.trains:
                         async with running("learner", self._learn):
                             yield
