@@ -46,7 +46,8 @@ class LanConfig:
     retry: float = 60.0
     """Seconds until the port is tried again that another program has for itself (guess)."""
     datagrams_per_second: int = 200
-    """Looked at; a LAN of a thousand peers sends 20, and 200 cost 2 % of a core (measured)."""
+    """Looked at; a LAN of a thousand peers sends 20. 200 of garbage cost 0.7 % of a core, 200 of a member 4 %
+    (measured; 15,000 of garbage a second cost no more)."""
     discovery: DiscoveryConfig = field(default_factory=DiscoveryConfig)
 
 

@@ -17,8 +17,11 @@ import trio
 from gossipml.config import load_config
 from gossipml.daemon.doctor_patient import Ask, Check, Patient, State, count, split
 from gossipml.daemon.home import Home
-from gossipml.env import Env
+from gossipml.env import Env, files
 from gossipml.errors import UserError
+from gossipml.keys import NetworkKeys
+from gossipml.membership import MAX_STATE, Membership
+from gossipml.token import JoinToken
 
 SECRETS = ("identity", "token", "api-key", "api-token", "keys", "network-key")
 OLDEST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC).timestamp()  # a clock that was never set says 1970 or 2000
@@ -44,6 +47,8 @@ def check_home(patient: Patient, environ: Mapping[str, str]) -> list[Check]:
         patient.token = home.token()
         if (home.path / "identity").exists():
             patient.peer = home.identity(patient.env.secrets).peer_id
+        if patient.token is not None:
+            _read_keys(patient, patient.token)
     except UserError as error:
         if not any(check.state == "failed" for check in found):  # else it is said
             found.append(Check("home", "failed", *split(error)))
@@ -64,6 +69,22 @@ def check_home(patient: Patient, environ: Mapping[str, str]) -> list[Check]:
         return [Check("home", "warning", f"{home.path} belongs to no network yet", fix)]
     network = patient.token.network_id.hex()[:8]
     return [Check("home", "ok", f"{home.path} is yours alone and belongs to the network {network}")]
+
+
+def _read_keys(patient: Patient, token: JoinToken) -> None:
+    """What the peer knows of rotations and revocations. UserError when it is damaged, or the peer itself is out."""
+    try:
+        kept = files.read_private(patient.home.path / "keys", limit=MAX_STATE)
+    except FileNotFoundError:
+        return
+    membership = Membership(NetworkKeys.from_token(token))
+    membership.load(kept, patient.env.clock.wall())
+    patient.kept = kept
+    if patient.peer is not None and membership.is_revoked(patient.peer):
+        raise UserError(
+            "this peer was revoked: no member takes it in; ask for a token and join from a new home: "
+            "`gossipml --home DIR peer start --join FILE`"
+        )
 
 
 def _modes(home: Home) -> list[Check]:

@@ -45,6 +45,8 @@ class Patient:
     contacts: list[Contact] = field(default_factory=list)
     skews: dict[PeerId, float] = field(default_factory=dict)
     """Seconds by which the clocks of the members heard are ahead of ours."""
+    kept: bytes = b""
+    """What the peer remembers of rotations and revocations (HOME/keys)."""
     _keys: NetworkKeys | None = None
 
     @property
@@ -57,7 +59,10 @@ class Patient:
         if self._keys is None:
             token = self.token or JoinToken(secrets(NETWORK_ID_SIZE), secrets(COOKIE_SIZE), 0, ())
             self._keys = NetworkKeys.from_token(token)
-        return Credentials(Identity(secrets(SEED_SIZE)), self._keys)
+        credentials = Credentials(Identity(secrets(SEED_SIZE)), self._keys)
+        if self.kept:
+            credentials.membership.load(self.kept, self.env.clock.wall())
+        return credentials
 
     def addresses(self) -> tuple[Address, ...]:
         """Where the running peer says it is."""

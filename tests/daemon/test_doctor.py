@@ -17,13 +17,16 @@ from gossipml.daemon.contacts import save_contacts
 from gossipml.daemon.doctor import examine
 from gossipml.daemon.doctor_patient import Check
 from gossipml.daemon.home import Home, RunInfo, new_network
-from gossipml.env import Credentials, Env, Stream
+from gossipml.env import Credentials, Env, Stream, files
 from gossipml.env.simulated import EPOCH, World, run_simulation
 from gossipml.errors import UserError
 from gossipml.identity import Identity
 from gossipml.ids import Address, Contact, PeerId
 from gossipml.keys import NetworkKeys
+from gossipml.membership import Membership
+from gossipml.orders import NetworkKey
 from gossipml.peer.lan import Lan
+from gossipml.token import JoinToken
 
 ANYWHERE = Address("0.0.0.0", 8711)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no modes")
@@ -62,9 +65,11 @@ class Ward:
             assert check.seen and (check.fix or check.state == "ok"), f"{check} names no remedy"
         return {check.name: check for check in checks}
 
-    async def member(self, name: str, *, wall_skew: float = 0.0, lan: bool = True) -> Contact:
+    async def member(
+        self, name: str, *, wall_skew: float = 0.0, lan: bool = True, credentials: Credentials | None = None
+    ) -> Contact:
         """Another peer of the network on this LAN, as far as dials and beacons see."""
-        env, credentials = self.world.env(name, wall_skew=wall_skew), self.credentials(name)
+        env, credentials = self.world.env(name, wall_skew=wall_skew), credentials or self.credentials(name)
         listener = await env.net.listen(ANYWHERE, credentials)
 
         async def accept(stream: Stream) -> None:
@@ -177,6 +182,31 @@ def test_a_damaged_token_and_a_wrong_option_are_seen(ward: Play) -> None:
         ward.home.token_file.write_text("gml1-nonsense")
         check = (await ward.examine())["home"]
         assert (check.state, "mistyped" in check.seen, "gossipml token new" in check.fix) == ("failed", True, True)
+
+    ward(scenario)
+
+
+def test_rotations_are_known_and_a_revoked_peer_is_told_so(ward: Play) -> None:
+    async def scenario(ward: Ward) -> None:
+        key, now = NetworkKey(b"k" * 32), int(EPOCH)
+        ward.home.keep_token(JoinToken(key.network_id, b"old".ljust(32), 0, ()))
+        kitchen = ward.credentials("kitchen")
+        membership = Membership(kitchen.keys)
+        membership.take(key.rotation(2, b"new".ljust(32), made=now - 100, old_until=now - 1).raw, now)
+        files.write_atomic(ward.home.path / "keys", membership.state(), private=True)
+        kitchen.membership.load(membership.state(), now)
+        await ward.member("kitchen", credentials=kitchen)
+        checks = await ward.examine()
+        assert checks["home"].state == "ok"
+        assert "1 other peer heard: kitchen" in checks["lan"].seen, "under the new key, which no token here says"
+        own = ward.home.identity(ward.env.secrets).peer_id
+        membership.take(key.revocation(own, made=now).raw, now)
+        files.write_atomic(ward.home.path / "keys", membership.state(), private=True)
+        check = (await ward.examine())["home"]
+        assert (check.state, "was revoked" in check.seen, "new home" in check.fix) == ("failed", True, True)
+        files.write_atomic(ward.home.path / "keys", b"garbage", private=True)
+        check = (await ward.examine())["home"]
+        assert (check.state, "damaged" in check.seen) == ("failed", True)
 
     ward(scenario)
 
