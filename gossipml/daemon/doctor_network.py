@@ -7,6 +7,7 @@ they can tell; a session that another peer has dialled is the proof, and is look
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -191,7 +192,7 @@ async def _try(patient: Patient, place: Address, expected: PeerId | None, ours: 
     except trio.TooSlowError:
         return _Failure(f"no answer within {DIAL_SECONDS:.0f} s", False)
     except OSError as error:
-        return _Failure(error.strerror or str(error), False)
+        return _Failure(os.strerror(error.errno).lower() if error.errno else str(error), False)
     except RemoteError as error:
         return _Failure(str(error).partition("; ")[0].removeprefix(f"{place} "), True)
     await stream.aclose()
