@@ -20,6 +20,7 @@ from gossipml.daemon.home import Home, RunInfo, join
 from gossipml.daemon.learner import LearnerConfig
 from gossipml.daemon.logs import start_logging
 from gossipml.daemon.node import Node, NodeConfig
+from gossipml.daemon.orders import renewed
 from gossipml.daemon.worker import WorkerInfo, open_worker
 from gossipml.env import Credentials, Env, files
 from gossipml.env.real import real_env
@@ -53,6 +54,7 @@ def run_peer(
         env = real_env(home.path)
         new = home.token() is None and offered is None
         token = join(home, offered, wall=env.clock.wall(), secrets=env.secrets, seconds=FIRST_TOKEN_SECONDS)
+        home.membership(token, env.clock.wall())  # a damaged file or one that others can read is said now
         credentials = Credentials(home.identity(env.secrets), NetworkKeys.from_token(token))
         if not config.name:
             config = replace(config, name=platform.node()[:64] or short_peer_id(credentials.identity.peer_id))
@@ -111,7 +113,7 @@ async def _run(
             async with node.running(), node.supervisor.running("api", endpoint) as bound:
                 face.api = bound
                 if new or not token.addresses:
-                    home.keep_token(token.with_addresses(node.addresses))
+                    home.keep_token(renewed(token, credentials.membership).with_addresses(node.addresses))
                 info = RunInfo(
                     pid=os.getpid(),
                     name=config.name,
