@@ -25,6 +25,7 @@ import trio
 from gossipml.daemon.learner import LearnerConfig, Progress
 from gossipml.daemon.node import Node, NodeConfig
 from gossipml.daemon.orders import FOLDER, order_name
+from gossipml.daemon.replication import ReplicationConfig
 from gossipml.env import Credentials, write_atomic
 from gossipml.env.simulated import World
 from gossipml.identity import SEED_SIZE, Identity
@@ -38,10 +39,13 @@ from gossipml.simulations.numpy_trainer import NumpyTrainer, Points, make_points
 from gossipml.token import COOKIE_SIZE, JoinToken
 
 PORT = 8711
+CONTACTS = 2  # addresses in the token
 SLOW_ROUNDS = LearnerConfig(round_seconds=5.0, least_round=10.0, evaluate_seconds=60.0, save_seconds=30.0)
 """Rounds of ten virtual seconds."""
 PATIENT = MeshConfig(failure=FailureConfig(silence=60.0, answer=10.0, suspicion=20.0))
 """Heartbeats every minute, not every five seconds: they would be nine tenths of what is simulated."""
+SELDOM = ReplicationConfig(look_seconds=120.0, count_seconds=600.0)
+"""For the same reason."""
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Member:
     name: str
     identity: Identity
     points: Points
+    trains: bool = True
     node: Node | None = None
     trainer: NumpyTrainer | None = None
     scope: trio.CancelScope | None = None
@@ -67,12 +72,14 @@ class Cluster:
     config: LearnerConfig
     members: dict[str, Member]
     nursery: trio.Nursery
-    base: NodeConfig = field(default_factory=lambda: NodeConfig(name="", listen=Address("0.0.0.0", PORT), mesh=PATIENT))
+    base: NodeConfig = field(
+        default_factory=lambda: NodeConfig(name="", listen=Address("0.0.0.0", PORT), mesh=PATIENT, replication=SELDOM)
+    )
 
     @classmethod
     @asynccontextmanager
     async def of(
-        cls, world: World, *, peers: int, config: LearnerConfig = SLOW_ROUNDS, contacts: int = 2
+        cls, world: World, *, peers: int, config: LearnerConfig = SLOW_ROUNDS, contacts: int = CONTACTS
     ) -> AsyncIterator[Cluster]:
         """A running cluster of `peer-0` ...; the token names the first `contacts` of them."""
         rng = world.rng("cluster")
@@ -91,6 +98,16 @@ class Cluster:
                 await cluster.start(name)
             yield cluster
             nursery.cancel_scope.cancel()
+
+    async def join(self, name: str, *, parts: int, trains: bool = True) -> None:
+        """A new machine with a peer of its own, whose data is one of `parts`; the first ones get into the token."""
+        rng = self.world.rng(f"join {name}")
+        points = make_points(self.world.seed, parts)[len(self.members) % parts]
+        self.members[name] = Member(name, Identity(rng.randbytes(SEED_SIZE)), points, trains)
+        if len(self.token.addresses) < CONTACTS:
+            address = Address(self.world.host(name), PORT)
+            self.token = replace(self.token, addresses=(*self.token.addresses, address))
+        await self.start(name)
 
     async def start(self, name: str) -> None:
         """Boot a machine and its peer, for the first time or after a crash."""
@@ -133,12 +150,18 @@ class Cluster:
 
     async def _run(self, member: Member, *, task_status: trio.TaskStatus[None]) -> None:
         env = self.world.env(member.name)
-        config = replace(self.base, name=member.name, first_contacts=self.token.addresses, learner=self.config)
+        config = replace(
+            self.base,
+            name=member.name,
+            first_contacts=self.token.addresses,
+            learner=self.config,
+            trains=member.trains,
+        )
         credentials = Credentials(member.identity, NetworkKeys.from_token(self.token))
 
         @asynccontextmanager
         async def open_trainer() -> AsyncIterator[Trainer]:
-            trainer = NumpyTrainer(env, member.points)
+            trainer = NumpyTrainer(env, member.points, train=member.trains)
             member.trainer = trainer
             yield trainer
 

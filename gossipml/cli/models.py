@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +25,6 @@ Name = Annotated[str, typer.Argument(help="A model's name.")]
 SHORT = 12  # digits of a version that people see; any beginning that is not ambiguous will do
 POLL_SECONDS = 0.2
 QUIET_SECONDS = 60.0  # a download about which nothing is known any more
-INCOMING = "models/incoming"  # under the home: files on their way into the store
 
 Line = dict[str, Any]  # Any: a JSON object of the endpoint
 
@@ -73,15 +71,17 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Publish the model in training, or a .safetensors file, as a new version."""
+    from gossipml.models.store_files import stage
+
     home: Home = context.obj.home
     home.require_run_info()
-    incoming = _bring_in(home, file) if file is not None else None
+    staged = home.path / stage(file.expanduser(), home.path) if file is not None else None
     try:
-        body = {"file": incoming.name if incoming else "", "note": note}
+        body = {"file": staged.name if staged else "", "note": note}
         answer = change(home, "POST", f"/v1/models/{_name(name)}/publish", body)
     finally:
-        if incoming is not None:
-            incoming.unlink(missing_ok=True)
+        if staged is not None:
+            staged.unlink(missing_ok=True)  # when the peer has not taken it over
     if as_json:
         print_json(answer)
     else:
@@ -110,14 +110,14 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a version as a .safetensors file, fetching it first when it is not here."""
-    from gossipml.models.store_files import export_content
+    from gossipml.models import store_files
 
     home: Home = context.obj.home
     if file.exists() and not force:
         raise UserError(f"{file} is there already; choose another name, or write over it with --force")
     answer = _pull(home, which, quiet=as_json)
     try:
-        export_content(home.path / "models", bytes.fromhex(answer["root"]), file)
+        store_files.export(home.path, bytes.fromhex(answer["version"]), file.expanduser())
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}") from None
     if as_json:
@@ -224,24 +224,6 @@ def _until_ended(asked: Line, look: Callable[[], Line | None], wait_for: Callabl
         raise UserError(f"the peer no longer knows of the download of {_full_name(asked)}; ask for it again")
     if ended["state"] == "failed":
         raise UserError(f"{_full_name(asked)} was not fetched: {ended['error']}")
-
-
-def _bring_in(home: Home, file: Path) -> Path:
-    """A copy of the user's file inside the home, from where the peer takes it over."""
-    import secrets
-
-    folder = home.path / INCOMING
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / f"{secrets.token_hex(8)}.safetensors"
-        try:
-            shutil.copyfile(file.expanduser(), target)
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"cannot copy {file} into {folder}: {error.strerror or error}") from None
-    return target
 
 
 # Small things

@@ -28,7 +28,10 @@ from gossipml.api.ports import (
     UnknownModel,
 )
 from gossipml.config import PeerConfig
+from gossipml.daemon.follower import Follower
 from gossipml.daemon.learner import Progress
+from gossipml.daemon.library import name_of
+from gossipml.daemon.library_face import LibraryFace
 from gossipml.daemon.node import Node
 from gossipml.errors import UserError
 from gossipml.ids import format_peer_id
@@ -58,6 +61,7 @@ class Face:
         self.about: About | None = None
         """Known once the worker has loaded model and data."""
         self.events = Broadcast()
+        self.library = LibraryFace(node)
         self._begun = node.env.clock.now()
         self._waiting = 0
 
@@ -101,6 +105,10 @@ class Face:
             "served": evaluation.served if evaluation else None,
             "neighbours": len(node.mesh.links()),
             "members": len(node.view),
+            "accepted": node.mesh.stats.sessions_accepted,
+            "lan": node.lan.status() if node.lan else None,  # type: ignore[dict-item]  # JSON-able values
+            "stored": node.library.store.used,
+            "versions": len(node.library.store.versions()),
             "bytes_sent": traffic.sent,
             "bytes_received": traffic.received,
             "addresses": [str(address) for address in node.addresses],
@@ -149,11 +157,21 @@ class Face:
             return Health(False, f"the learner is not running: {part.problem}")
         if self.node.learner.trainer is None:
             return Health(False, "the peer is loading its model and data; ask again in a few seconds")
+        if isinstance(self.node.learner, Follower):
+            return self._serving(self.node.learner)
         if self.node.gossip.age <= 0:
             return Health(False, "the peer has trained nothing yet and heard of no model; ask again in a few seconds")
         if progress.state == "averaging":
             return Health(True, "training is over; averaging with the neighbours goes on")
         return Health(True, f"training, round {progress.round}")
+
+    def _serving(self, follower: Follower) -> Health:
+        if follower.version is not None:
+            return Health(True, f"serving version {follower.version.height}, {name_of(follower.version)}")
+        model = self._layout_name()
+        return Health(
+            False, f"this peer does not train, and no version of {model} has come yet; start a peer that trains it"
+        )
 
     # Models and predictions
 
@@ -195,8 +213,10 @@ class Face:
         return PredictAnswer(version, peer, result=answer)
 
     def _version(self) -> str:
-        """Names what answers: the layout and how far it has come. Published versions have names of their own."""
-        trainer = self.node.learner.trainer
+        """Names what answers: a published version, or the layout and how far its training has come."""
+        learner, trainer = self.node.learner, self.node.learner.trainer
+        if isinstance(learner, Follower):
+            return learner.version.version.hex()[:VERSION_DIGITS] if learner.version else ""
         if trainer is None:
             return ""
         return f"{trainer.layout.digest[:VERSION_DIGITS]}-{self.node.learner.progress.round}"
@@ -209,7 +229,7 @@ class Face:
 
     def metrics(self) -> Sequence[Metric]:
         node, progress = self.node, self.node.learner.progress
-        stats, dht = node.mesh.stats, node.dht.stats
+        stats, dht, swarm = node.mesh.stats, node.dht.stats, node.library.swarm.stats
         evaluation = progress.evaluation
 
         def counter(name: str, help: str, value: float) -> Metric:
@@ -235,6 +255,11 @@ class Face:
             counter("dht_datagrams_received", "Datagrams of the DHT received.", dht.received),
             gauge("dht_nodes", "Proven nodes in the routing table.", dht.nodes),
             gauge("dht_records", "Records held for others.", dht.records),
+            gauge("store_bytes", "Bytes of the model store.", node.library.store.used),
+            gauge("store_versions", "Versions that are whole here.", len(node.library.store.versions())),
+            counter("swarm_bytes_sent", "Bytes of pieces sent.", swarm.bytes_up),
+            counter("swarm_bytes_received", "Bytes of pieces received.", swarm.bytes_down),
+            counter("swarm_pieces_bad", "Pieces received with wrong bytes.", swarm.pieces_bad),
         ]
         if evaluation is not None:
             metrics.append(

@@ -1,5 +1,6 @@
 """The learning of one peer: train a round, gossip, look how good it is, keep it; and again.
 
+A peer without a saved state begins with the newest published version of its model instead of from scratch.
 The rounds go on until the target accuracy or the number of rounds is reached; then the peer only averages with
 its neighbours, so that stragglers and peers that come back catch up. What is needed to go on after a `kill -9`
 lies in `state/resume`, written as one file so that parameters, age and round always belong together.
@@ -11,11 +12,14 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import trio
 
+from gossipml.daemon.library import name_of
+from gossipml.daemon.releases import ReleaseConfig, Releases
+from gossipml.daemon.replication import Replication
 from gossipml.daemon.resume import Resume, load_resume, save_resume
 from gossipml.env import Env
 from gossipml.errors import GossipmlError, RemoteError, UserError
@@ -28,7 +32,7 @@ log = logging.getLogger("gossipml.learner")
 
 LOG_SECONDS = 5.0  # between two lines about it
 
-State = Literal["starting", "training", "averaging", "stopped"]
+State = Literal["starting", "training", "averaging", "serving", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class LearnerConfig:
     """At most this much training is lost with the machine (guess)."""
     last_save_seconds: float = 20.0
     """For the save at a clean stop."""
+    release_look_seconds: float = 2.0
+    """Between two looks whether a version is to be published."""
+    hand_over_seconds: float = 5.0
+    """At a clean stop, for another peer to take a version that was just published."""
+    releases: ReleaseConfig = field(default_factory=ReleaseConfig)
 
 
 @dataclass(frozen=True)
@@ -79,12 +88,16 @@ class Learner:
         open_trainer: Callable[[], AbstractAsyncContextManager[Trainer]],
         config: LearnerConfig,
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        replication: Replication | None = None,
     ) -> None:
+        """Without `replication` nothing is published, and nothing begun from a published version."""
         self.progress = Progress()
         self.trainer: Trainer | None = None
         self._env = env
         self._open_trainer = open_trainer
         self._config = config
+        self._replication = replication
+        self._library = replication.library if replication else None
         self._on_progress = on_progress
         self._pace = 0.0  # seconds a step, smoothed; 0 before the first
         self._saved_at = -math.inf
@@ -99,16 +112,23 @@ class Learner:
         done = trio.Event()
         async with trio.open_nursery() as nursery:
             trainer: Trainer = await nursery.start(self._hold_trainer, done)
+            releases = Releases(self._env, self._library, self._config.releases) if self._library else None
             try:
-                await self._resume(trainer, mesh)
+                await self._begin(trainer, mesh)
                 self.trainer = trainer
                 mesh.attach(trainer, model_facts(trainer.layout))
+                if releases is not None:
+                    nursery.start_soon(self._release, releases, trainer, mesh)
                 await self._train(trainer, mesh)
+                if releases is not None:
+                    await releases.consider(trainer, mesh.age, self.progress.round, final=True)
                 await self._average(trainer, mesh)
             finally:
                 mesh.detach()
                 with trio.CancelScope(shield=True), trio.move_on_after(self._config.last_save_seconds):
                     await self._save(trainer, mesh)
+                    if releases is not None:
+                        await self._last_release(releases, trainer, mesh)
                 self.trainer = None
                 self._tell(state="stopped")
                 done.set()
@@ -120,6 +140,21 @@ class Learner:
                 scope.shield = True
                 task_status.started(trainer)
                 await done.wait()
+
+    async def _release(self, releases: Releases, trainer: Trainer, mesh: Mesh) -> None:
+        """Beside the training: publish when it is time."""
+        while True:
+            await trio.sleep(self._config.release_look_seconds)
+            if self.progress.evaluation is not None:
+                await releases.consider(trainer, mesh.age, self.progress.round)
+
+    async def _last_release(self, releases: Releases, trainer: Trainer, mesh: Mesh) -> None:
+        """At a clean stop: publish what is better than the head, and wait until somebody else has it."""
+        if self.progress.evaluation is None or self._replication is None:
+            return
+        version = await releases.consider(trainer, mesh.age, self.progress.round, final=True)
+        if version is not None and mesh.links():
+            await self._replication.hand_over(version, self._config.hand_over_seconds)
 
     async def _train(self, trainer: Trainer, mesh: Mesh) -> None:
         self._saved_at = self._evaluated_at = self._env.clock.now()  # there is nothing to see or lose yet
@@ -196,18 +231,34 @@ class Learner:
             self._logged_at = now
             log.info("round %d: %s", self.progress.round, describe(evaluation))
 
-    async def _resume(self, trainer: Trainer, mesh: Mesh) -> None:
+    async def _begin(self, trainer: Trainer, mesh: Mesh) -> None:
+        """Go on where the last run ended, or begin with the newest version of the network, or from scratch."""
         resume = await load_resume(self._env, trainer.layout)
-        if resume is None:
+        if resume is not None:
+            try:
+                await trainer.restore(resume.trainer)
+            except UserError as error:
+                log.warning("state/resume cannot be used (%s); training starts anew", error)
+            else:
+                mesh.restore(resume.age, resume.round)
+                self._tell(round=resume.round, samples=resume.samples, seconds=resume.seconds)
+                log.info("going on at round %d, age %.0f", resume.round, resume.age)
+                return
+        if self._library is None:
             return
         try:
-            await trainer.restore(resume.trainer)
-        except UserError as error:
-            log.warning("state/resume cannot be used (%s); training starts anew", error)
+            head = await self._library.newcomers_head(trainer.layout.model, trainer.layout.digest)
+            content = await self._library.content(head) if head is not None else None
+            if head is None or content is None:
+                return
+            await trainer.load(content)
+        except (OSError, GossipmlError) as error:
+            log.warning("cannot begin with the newest version (%s); training starts from scratch", error)
             return
-        mesh.restore(resume.age, resume.round)
-        self._tell(round=resume.round, samples=resume.samples, seconds=resume.seconds)
-        log.info("going on at round %d, age %.0f", resume.round, resume.age)
+        round = int(head.metrics.get("round", 0.0))
+        mesh.restore(head.age, round)
+        self._tell(round=round)
+        log.info("beginning with %s, round %d, age %.0f", name_of(head), round, head.age)
 
     async def _save(self, trainer: Trainer, mesh: Mesh) -> None:
         """Keep the state; a full or broken disk is said and tried again, and costs nothing else."""

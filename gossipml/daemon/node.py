@@ -1,4 +1,5 @@
-"""One peer, put together: DHT, directory, mesh, learner, each a supervised part, nested in the order of their need.
+"""One peer, put together: store, DHT, mesh, swarm, library, learner, each a supervised part, nested in the order of
+their need.
 
 Everything outside is reached through `Env`, so the simulator runs this very object on virtual time. What a real
 process adds around it (home, log, HTTP endpoint, worker process) is in `gossipml.daemon.run`.
@@ -15,18 +16,27 @@ from functools import partial
 import trio
 
 from gossipml.daemon.contacts import load_contacts, save_contacts
+from gossipml.daemon.follower import Follower
 from gossipml.daemon.learner import Learner, LearnerConfig, Progress
+from gossipml.daemon.library import Library
 from gossipml.daemon.orders import Orders
+from gossipml.daemon.replication import Replication, ReplicationConfig
+from gossipml.daemon.shelf import LibraryShelf
 from gossipml.daemon.supervisor import Supervisor
+from gossipml.dht.catalogue import Catalogue
 from gossipml.dht.config import DhtConfig
 from gossipml.dht.directory import Announcement, Directory
 from gossipml.dht.service import Dht
-from gossipml.env import Credentials, Env, Listener
+from gossipml.env import SWARM, Credentials, Env, Listener
 from gossipml.errors import UserError
-from gossipml.ids import MAX_CONTACT_ADDRESSES, Address
+from gossipml.ids import MAX_CONTACT_ADDRESSES, Address, Contact, PeerId
+from gossipml.models.store import Store, StoreConfig
 from gossipml.models.trainer import Trainer
 from gossipml.peer.gossip import Gossip, GossipConfig
+from gossipml.peer.lan import Lan
 from gossipml.peer.mesh import Mesh, MeshConfig
+from gossipml.peer.swarm import Swarm
+from gossipml.peer.swarm_ports import SwarmConfig
 from gossipml.peer.view import View
 from gossipml.peer.wire import Profile
 
@@ -45,13 +55,18 @@ class NodeConfig:
     name: str
     listen: Address
     trains: bool = True
-    """False: only a member of the network that passes contacts and records on."""
+    """False: serves the newest published version, and holds models for others as everybody does."""
     first_contacts: tuple[Address, ...] = ()
     """From the join token."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     gossip: GossipConfig = field(default_factory=GossipConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     dht: DhtConfig = field(default_factory=DhtConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    swarm: SwarmConfig = field(default_factory=SwarmConfig)
+    replication: ReplicationConfig = field(default_factory=ReplicationConfig)
+    lan: bool = False
+    """Find peers by beacons on the local network."""
 
 
 class Node:
@@ -69,7 +84,8 @@ class Node:
         self.credentials = credentials
         self.config = config
         self.supervisor = Supervisor(env.clock, env.rng)
-        self.learner = Learner(env, open_trainer, config.learner, on_progress)
+        self._open_trainer = open_trainer
+        self._on_progress = on_progress
         self.view = View(credentials.identity.peer_id, env.rng)
         self.gossip = Gossip(self.view, env.rng, config.gossip)
         self.addresses: tuple[Address, ...] = ()
@@ -79,6 +95,24 @@ class Node:
         self._directory: Directory | None = None
         self._mesh: Mesh | None = None
         self._said: Announcement | None = None
+        self._learner: Learner | Follower | None = None
+        self._replication: Replication | None = None
+        self.lan: Lan | None = None
+        """Running when the configuration asks for it."""
+
+    @property
+    def learner(self) -> Learner | Follower:
+        assert self._learner is not None, "the node is not running"
+        return self._learner
+
+    @property
+    def replication(self) -> Replication:
+        assert self._replication is not None, "the node is not running"
+        return self._replication
+
+    @property
+    def library(self) -> Library:
+        return self.replication.library
 
     @property
     def dht(self) -> Dht:
@@ -99,37 +133,95 @@ class Node:
     async def running(self) -> AsyncIterator[None]:
         """The peer runs during the block. UserError when its port is in use."""
         running = self.supervisor.running
+        store = Store(self.env.disk, self.env.compute, self.config.store)
+        await store.open()
         orders = Orders(self.env, self.credentials.membership)
         await orders.load()
         async with self._sockets() as listener:
             first = self.config.first_contacts
             saved = await load_contacts(self.env.disk)
+            self._directory = directory = Directory(self.env, self.dht, self.credentials)
+            catalogue = Catalogue(self.env, self.dht, directory.publisher, self.credentials)
+            swarm = self._swarm(store, catalogue)
             self._mesh = Mesh(
-                self.env,
-                self.credentials,
-                self._profile(),
-                listener,
-                gossip=self.gossip,
-                config=self.config.mesh,
-                on_orders=orders.changed,
-            )
+                self.env, self.credentials, self._profile(), listener, gossip=self.gossip, config=self.config.mesh,
+                streams={SWARM: swarm.serve}, on_orders=orders.changed,
+            )  # fmt: skip
+            self._learner = self._make_learner()
             self._mesh.learn(saved)
             self._mesh.bootstrap(a for a in first if a not in self.addresses)
             self.dht.add_bootstrap((*first, *(address for contact in saved for address in contact.addresses)))
-            self._directory = Directory(self.env, self.dht, self.credentials)
-            async with running("dht", self.dht.run), running("directory", self._directory.run):
+            async with running("dht", self.dht.run), running("directory", directory.run):
                 self._announce()
                 async with (
                     running("gossip", self._mesh.run),
                     running("orders", partial(orders.run, self._mesh.order)),
                     running("discovery", self._discover),
+                    running("swarm", swarm.run),
+                    running("library", self.library.run),
+                    running("replication", self.replication.run),
+                    running("learner", self._learn),
+                    self._running_lan(),
                 ):
-                    if self.config.trains:
-                        async with running("learner", self._learn):
-                            yield
-                    else:
-                        yield
+                    yield
+                catalogue.leave()
                 await self._leave()
+
+    def _swarm(self, store: Store, catalogue: Catalogue) -> Swarm:
+        """The swarm, and around it the library and the replication."""
+        env, credentials, config = self.env, self.credentials, self.config
+        shelf = LibraryShelf(store)
+        swarm = Swarm(env, credentials, shelf, config.swarm, on_fault=self._blame, port=self._local.port)
+        library = shelf.library = Library(
+            env, credentials, store, catalogue, swarm, config.store,
+            addresses=lambda: self.addresses, meet_others=self.dht.wait_for_contacts,
+        )  # fmt: skip
+        own = credentials.identity.peer_id
+        self._replication = Replication(
+            env, own, library, config.replication, members=self._members, is_lost=self._is_lost
+        )
+        return swarm
+
+    @asynccontextmanager
+    async def _running_lan(self) -> AsyncIterator[None]:
+        if not self.config.lan:
+            yield
+            return
+
+        def describe() -> tuple[str, str]:
+            return self.mesh.profile.model, self.mesh.profile.name
+
+        def on_contact(contact: Contact) -> None:
+            self.mesh.learn([contact])
+            self.dht.add_bootstrap(contact.addresses)
+
+        self.lan = Lan(self.env, self.credentials, self._local, on_contact, describe=describe)
+        async with self.supervisor.running("lan", self.lan.run):
+            yield
+
+    def _make_learner(self) -> Learner | Follower:
+        if self.config.trains:
+            return Learner(self.env, self._open_trainer, self.config.learner, self._on_progress, self.replication)
+        return Follower(self._open_trainer, self.library, self._on_progress)
+
+    async def _members(self) -> list[Contact]:
+        """The other peers of the network that have not failed to answer."""
+        entries = {entry.contact.peer: entry for entry in self.view.entries()}
+        members = {contact.peer: contact for contact in await self.directory.members()}
+        members |= {peer: entry.contact for peer, entry in entries.items() if entry.connected}
+        return [
+            contact
+            for peer, contact in sorted(members.items())
+            if (entry := entries.get(peer)) is None or entry.connected or not (entry.failures or entry.refused)
+        ]
+
+    def _is_lost(self, peer: PeerId) -> bool:
+        entry = self.view.get(peer)
+        return entry is not None and not entry.connected and entry.failures > 0
+
+    def _blame(self, peer: PeerId, reason: str) -> None:
+        """A peer broke the rules of the swarm: that counts as a strike in gossip, too."""
+        self.mesh.blame(peer, reason)
 
     @asynccontextmanager
     async def _sockets(self) -> AsyncIterator[Listener]:

@@ -21,6 +21,8 @@ from gossipml.daemon.learner import LearnerConfig
 from gossipml.daemon.logs import start_logging
 from gossipml.daemon.node import Node, NodeConfig
 from gossipml.daemon.orders import renewed
+from gossipml.daemon.releases import ReleaseConfig
+from gossipml.daemon.replication import ReplicationConfig
 from gossipml.daemon.worker import WorkerInfo, open_worker
 from gossipml.env import Credentials, Env, files
 from gossipml.env.real import real_env
@@ -30,7 +32,9 @@ from gossipml.keys import NetworkKeys
 from gossipml.models.data import check_source
 from gossipml.models.partition import parse_rule
 from gossipml.models.registry import check_model_name
+from gossipml.models.store import StoreConfig
 from gossipml.models.trainer import Trainer
+from gossipml.peer.swarm_ports import SwarmConfig
 from gossipml.token import JoinToken
 
 log = logging.getLogger("gossipml")
@@ -47,7 +51,12 @@ def run_peer(
     learner: LearnerConfig | None = None,
 ) -> None:
     """Run a peer on `home` until SIGTERM, SIGINT or SIGHUP. UserError when it cannot start."""
-    learner = replace(learner or LearnerConfig(), max_rounds=config.max_rounds, target_accuracy=config.target_accuracy)
+    learner = replace(
+        learner or LearnerConfig(),
+        max_rounds=config.max_rounds,
+        target_accuracy=config.target_accuracy,
+        releases=ReleaseConfig(seconds=config.publish_seconds),
+    )
     config = with_full_paths(config)
     api = check_options(home, config)
     with home.lock():
@@ -63,6 +72,7 @@ def run_peer(
         gc.collect()
         gc.freeze()  # the modules stay for ever: looking through them at each collection holds the loop for 20 ms
         start_logging(home.log_file, verbose=verbose)
+        api = replace(api, api_token=home.make_api_token(env.secrets))
         trio.run(_run, home, env, credentials, token, config, learner, api, new)
 
 
@@ -97,8 +107,13 @@ async def _run(
         NodeConfig(
             name=config.name,
             listen=config.listen,
+            trains=config.train,
             first_contacts=token.addresses,
             learner=learner,
+            store=StoreConfig(quota=config.quota, keep_last=config.keep),
+            swarm=SwarmConfig(upload_rate=config.upload_rate),
+            replication=ReplicationConfig(replicas=config.replicas),
+            lan=config.lan,
         ),
         open_trainer,
         on_progress=lambda progress: face.on_progress(progress),  # noqa: PLW0108  # face comes after node

@@ -393,7 +393,8 @@ async def test_requests_about_models_reach_the_library() -> None:
         ("remove", "xor", "ab12"),
         ("remove", "xor", ""),
     ]
-    for body in ([], {"versio": "a"}, {"version": 3}, {"version": "a" * 2000}):
+    wrong: list[JSON] = [[], {"versio": "a"}, {"version": 3}, {"version": "a" * 2000}]
+    for body in wrong:
         assert (await asker.post("/v1/models/xor/pull", body, **bearer)).status == 400
     assert (await asker.get("/v1/models/XOR")).status == 404
     assert (await asker.get("/v1/models/none")).error == "there is no model 'none' in the network"

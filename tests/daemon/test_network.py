@@ -5,100 +5,26 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from gossipml.cli.common import fetch_json
-from gossipml.daemon.home import Home, new_network
+from gossipml.daemon.home import new_network
 from gossipml.env.real import real_env
 from gossipml.errors import UserError
 from gossipml.ids import parse_address
 
+from .processes import Peer, gossipml, peers_of, until
+
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
-
-START_SECONDS = 60.0
-
-
-class Peer:
-    """A `gossipml peer start` process on a home of its own."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.home = Home(folder / name)
-        self.name = name
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self, *options: str) -> None:
-        command = [sys.executable, "-P", "-m", "gossipml", "--home", str(self.home.path), "peer", "start"]
-        command += ["--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--name", self.name, *options]
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("GOSSIPML_")}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
-        )
-        process = self.process
-        until(lambda: self.home.run_info() is not None or process.poll() is not None, START_SECONDS, "it started")
-        assert process.poll() is None, process.stdout and process.stdout.read()
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
-        self.process.communicate()
-
-    def ask(self, path: str, body: object = None) -> Any:  # Any: JSON
-        info = self.home.require_run_info()
-        return fetch_json(info.api, "GET" if body is None else "POST", path, body)
-
-    def status(self) -> Any:  # Any: JSON
-        return self.ask("/v1/status")
-
-    def token_file(self, folder: Path) -> Path:
-        """A token as `gossipml token new --out FILE` gives it."""
-        file = folder / f"{self.name}.token"
-        gossipml("--home", str(self.home.path), "token", "new", "--out", str(file))
-        return file
-
-
-def gossipml(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "gossipml", *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert not check or done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.05)
 
 
 @pytest.fixture
 def make_peer(tmp_path: Path) -> Iterator[Callable[[str], Peer]]:
-    peers: list[Peer] = []
-
-    def make(name: str) -> Peer:
-        peers.append(Peer(tmp_path, name))
-        return peers[-1]
-
-    yield make
-    for peer in peers:
-        if peer.process is not None:
-            if peer.process.poll() is None:
-                peer.process.terminate()
-                try:
-                    peer.process.wait(20)
-                except subprocess.TimeoutExpired:
-                    peer.process.kill()
-                    peer.process.wait()
-            if peer.process.stdout is not None:
-                peer.process.stdout.close()
+    with peers_of(tmp_path) as make:
+        yield make
 
 
 def test_three_peers_survive_the_first_one_and_take_it_back(tmp_path: Path, make_peer: Callable[[str], Peer]) -> None:

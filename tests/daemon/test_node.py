@@ -60,7 +60,7 @@ def test_a_peer_goes_on_with_its_parameters_age_and_round(death: str) -> None:
         await cluster.start("peer-0")
         await trio.sleep(0.5)
         assert member.node is not None
-        assert before - 4 <= rounds(cluster, "peer-0") <= before + 1, "at most what was trained since the last save"
+        assert before - 4 <= rounds(cluster, "peer-0") <= before + 2, "at most what was trained since the last save"
         assert member.node.gossip.age > 0.9 * age
         assert member.trainer is not None
         assert abs(member.trainer.parameters).max() > 0.1, "not the initial zeros"

@@ -11,12 +11,20 @@ import sys
 import trio
 
 from gossipml.daemon.learner import LearnerConfig
+from gossipml.daemon.releases import ReleaseConfig
 from gossipml.env.link import Link, heavy_tailed
 from gossipml.env.simulated import World, run_simulation
 from gossipml.simulations.cluster import Cluster
 
 PEERS = 20
-CONFIG = LearnerConfig(round_seconds=10.0, least_round=60.0, evaluate_seconds=120.0, save_seconds=60.0)
+CONFIG = LearnerConfig(
+    round_seconds=10.0,
+    least_round=60.0,
+    evaluate_seconds=120.0,
+    save_seconds=60.0,
+    release_look_seconds=30.0,
+    releases=ReleaseConfig(seconds=900.0),
+)
 BAD_LINK = Link(delay=heavy_tailed(0.03), loss=0.05, duplicate=0.01, reorder=0.01)
 
 Facts = dict[str, object]
