@@ -14,7 +14,7 @@ from gossipml.ids import Contact, PeerId, format_peer_id
 from gossipml.models.manifest import MAX_NOTE, Manifest
 
 INCOMING = "models/incoming"  # under the home: where the command line puts files that are to be imported
-_FILE = re.compile(r"[A-Za-z0-9_-]{1,64}\.safetensors")
+_FILE = re.compile(r"[0-9a-f]{1,64}\.import")
 LOOK_SECONDS = 5.0  # for what the network says; what is known here is answered anyway
 
 
