@@ -65,6 +65,7 @@ class Directory:
         self._dht = dht
         self._own = credentials.identity.peer_id
         self._network_id = credentials.keys.network_id
+        self._membership = credentials.membership
         self._ttl = ttl
         self._model_key: bytes | None = None
         self._listed: dict[PeerId, Listing] = {}
@@ -136,8 +137,11 @@ class Directory:
             del self._listed[min(self._listed, key=lambda peer: (self._listed[peer].expires, peer))]
 
     def _forget_expired(self) -> None:
-        wall = self._env.clock.wall()
-        self._listed = {peer: listing for peer, listing in self._listed.items() if listing.expires > wall}
+        """And who was revoked since it was listed."""
+        wall, revoked = self._env.clock.wall(), self._membership.is_revoked
+        self._listed = {
+            peer: listing for peer, listing in self._listed.items() if listing.expires > wall and not revoked(peer)
+        }
 
 
 def _encode(announcement: Announcement) -> bytes:

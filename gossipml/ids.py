@@ -35,6 +35,17 @@ def format_peer_id(peer: PeerId) -> str:
     return base64.b32encode(peer).decode().rstrip("=").lower()
 
 
+def parse_peer_id(text: str) -> PeerId:
+    """The inverse of `format_peer_id`. UserError when the text is no whole peer id."""
+    try:
+        peer = PeerId(base64.b32decode(text.strip().upper() + "===="))
+    except ValueError:
+        peer = PeerId(b"")
+    if len(peer) != PEER_ID_SIZE or format_peer_id(peer) != text.strip().lower():
+        raise UserError(f"{text!r} is not a peer id (52 letters and digits, as in `gossipml peer list --json`)")
+    return peer
+
+
 def short_peer_id(peer: PeerId) -> str:
     """The first eight characters of the id, for people."""
     return format_peer_id(peer)[:8]
