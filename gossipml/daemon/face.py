@@ -120,8 +120,11 @@ class Face:
     def _problems(self) -> list[JSON]:
         """What a person should know: parts that keep crashing, and, while alone, who turned us away."""
         problems: list[JSON] = [*self.node.supervisor.problems()]
-        if not self.node.mesh.links():
-            problems += [f"no session with {address}: {why}" for address, why in self.node.mesh.strangers.items()]
+        mesh = self.node.mesh
+        if not mesh.links():
+            problems += [f"no session with {address}: {why}" for address, why in mesh.strangers.items()]
+            refused = [info for info in mesh.neighbours() if info.state == "refused"]
+            problems += [f"no session with {info.name}: {info.reason}" for info in refused]
         return problems
 
     def peers(self) -> list[dict[str, JSON]]:
