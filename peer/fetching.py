@@ -166,6 +166,8 @@ class Fetching:
         channel = session.channel
         if channel is None:
             return
+        if self._credentials.membership.is_revoked(session.peer):
+            session.end("it was revoked")
         if channel.received > session.counted:
             self.meter.add(channel.received - session.counted, now)
             session.counted = channel.received
