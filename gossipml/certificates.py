@@ -6,7 +6,7 @@ proves possession of the cookie; the key inside it, which TLS proves, is the ide
 
 Any member can sign a leaf with any name in it: the peer id comes from the public key alone. A stranger who
 connects sees our certificates: they hold no secret and nothing about a person or a network. Left out:
-revocation and expiry (clocks need not be right); who should leave is kept out by a new token.
+revocation and expiry (clocks need not be right): `gossipml.membership` knows who is out and which cookie counts.
 """
 
 from __future__ import annotations

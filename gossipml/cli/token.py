@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -105,7 +106,7 @@ def rotate(
     rotation = key.rotation(generation, env.secrets(COOKIE_SIZE), made=int(now), old_until=int(now + seconds))
     running = _give(home, membership, token, rotation, now)
     if as_json:
-        until = datetime.datetime.fromtimestamp(rotation.old_until, datetime.UTC).isoformat()
+        until = _iso(rotation.old_until)
         print_json({"network": key.network_id.hex(), "generation": generation, "old_until": until, "running": running})
         return
     print(
@@ -227,12 +228,32 @@ def _named_peer(home: Home, text: str) -> PeerId:
 
 @app.command("show", epilog="Example: gossipml token show")
 def show(context: typer.Context, as_json: Json = False) -> None:
-    """Print what the token of this home says, without its secret."""
+    """Print what the token of this home says, without its secret, and what else the home knows of its network."""
+    from gossipml.env.real import RealClock
+    from gossipml.ids import format_peer_id
+
     home: Home = context.obj.home
     token = home.token()
     if token is None:
         raise UserError(f"{home.path} has no token; make one with `gossipml token new`")
-    _describe(token, str(home.token_file), as_json)
+    membership = home.membership(token, RealClock().wall())
+    older = [(keys.generation, membership.ends(keys)) for keys in membership.accepted[1:]]
+    revoked = sorted(format_peer_id(peer) for peer in membership.revoked)
+    may_order = home.network_key() is not None
+    known: dict[str, object] = {
+        "older": [{"generation": generation, "until": _iso(end)} for generation, end in older],
+        "revoked": revoked,
+        "network_key": may_order,
+    }
+    _describe(token, str(home.token_file), as_json, known)
+    if not as_json:
+        for generation, end in older:
+            print(
+                f"older      generation {generation} works until {_minute(end) if end < math.inf else 'further notice'}"
+            )
+        if revoked:
+            print(f"revoked    {', '.join(name[:8] for name in revoked)}")
+        print(f"rotate     {'here' if may_order else 'where the network was made, not here'}")
 
 
 @app.command("inspect", epilog="Example: gossipml token inspect class.token")
@@ -250,16 +271,16 @@ def inspect(
     _describe(token, str(file), as_json)
 
 
-def _describe(token: JoinToken, source: str, as_json: bool) -> None:
+def _describe(token: JoinToken, source: str, as_json: bool, known: dict[str, object] | None = None) -> None:
     facts = {
         "file": source,
         "network": token.network_id.hex(),
         "generation": token.generation,
-        "expires": datetime.datetime.fromtimestamp(token.expires, datetime.UTC).isoformat() if token.expires else None,
+        "expires": _iso(token.expires) if token.expires else None,
         "addresses": [str(address) for address in token.addresses],
     }
     if as_json:
-        print_json(facts)
+        print_json(facts | (known or {}))
         return
     print(f"network    {facts['network']}")
     print(f"generation {token.generation}")
@@ -271,6 +292,10 @@ def _until(token: JoinToken) -> str:
     if not token.expires:
         return "for ever"
     return f"until {_minute(token.expires)}"
+
+
+def _iso(wall: float) -> str | None:
+    return datetime.datetime.fromtimestamp(wall, datetime.UTC).isoformat() if wall < math.inf else None
 
 
 def _minute(wall: float) -> str:

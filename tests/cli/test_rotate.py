@@ -63,6 +63,10 @@ def test_a_rotation_gives_new_tokens_a_new_secret_and_says_until_when_old_ones_w
     facts = json.loads(cli("token", "rotate", "--json")[1])
     assert facts["generation"] == 3 and facts["network"] == before.network_id.hex() and not facts["running"]
 
+    shown = json.loads(cli("token", "show", "--json")[1])
+    assert [older["generation"] for older in shown["older"]] == [2, 1] and shown["network_key"]
+    assert "generation 1 works until 20" in cli("token", "show")[1]
+
     home = Home(cli.home)
     assert stat.S_IMODE(home.keys_file.stat().st_mode) == 0o600
     now = real_env(cli.home).clock.wall()
@@ -112,6 +116,8 @@ def test_a_revocation_says_what_it_does_not_do(cli: Cli) -> None:
     home = Home(cli.home)
     token = home.token()
     assert token is not None and home.membership(token, 0).is_revoked(PEER)
+    assert f"revoked    {name[:8]}" in cli("token", "show")[1]
+    assert json.loads(cli("token", "show", "--json")[1])["revoked"] == [name]
     assert "already" in cli.fails("token", "revoke", name)
     for wrong in ("kx4n7yq3", name[:-1], name + "a", "not a peer", "ä" * 52, name[:-1] + "b"):
         assert "is not a peer id" in cli.fails("token", "revoke", wrong)
