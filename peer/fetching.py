@@ -23,7 +23,7 @@ from gossipml.peer import swarm_wire as w
 from gossipml.peer.rates import Meter, TokenBucket
 from gossipml.peer.serving import FLOOD_BURST, FLOOD_RATE
 from gossipml.peer.swarm_ports import Content, SwarmConfig, SwarmStats
-from gossipml.peer.swarm_stream import Budget, Channel
+from gossipml.peer.swarm_stream import Buffers, Channel
 
 log = logging.getLogger("gossipml.peer")
 
@@ -74,7 +74,7 @@ class Fetching:
         providers: Providers,
         config: SwarmConfig,
         stats: SwarmStats,
-        budget: Budget,
+        buffers: Buffers,
         limit: TokenBucket,
         port: int,
         on_fault: Callable[[PeerId, str], None],
@@ -94,7 +94,7 @@ class Fetching:
         self._providers = providers
         self._config = config
         self._stats = stats
-        self.budget = budget
+        self.buffers = buffers
         self._limit = limit
         self.port = port
         self._on_fault = on_fault
@@ -282,12 +282,12 @@ class Fetching:
                     own.append(action)
         return own
 
-    def check(self, peer: PeerId, index: int, data: bytearray) -> None:
-        """Verify and write a piece in a task of its own; its memory is given back afterwards."""
+    def check(self, peer: PeerId, index: int, data: memoryview) -> None:
+        """Verify and write a piece in a task of its own; its buffer is given back afterwards."""
         assert self._nursery is not None
         self._nursery.start_soon(self._check, peer, index, data)
 
-    async def _check(self, peer: PeerId, index: int, data: bytearray) -> None:
+    async def _check(self, peer: PeerId, index: int, data: memoryview) -> None:
         length = len(data)
         try:
             right = await self.content.write(index, data)
@@ -295,7 +295,7 @@ class Fetching:
             self._fail(error)
             return
         finally:
-            self.budget.release(length)
+            self.buffers.release(data)
         if not right:
             self._stats.pieces_bad += 1
             self.handle(d.Bad(peer, index))
@@ -418,18 +418,17 @@ class _Session:
             await channel.skip_body(piece.length, self._limits)
             fetching.handle(d.Arrived(peer, piece.index))
             return
-        await fetching.budget.acquire(piece.length)
+        data = await fetching.buffers.acquire(piece.length)
         try:
-            data = bytearray(piece.length)
-            await channel.receive_body(memoryview(data), self._limits)
+            await channel.receive_body(data, self._limits)
             wanted = d.Check() in fetching.handle(d.Arrived(peer, piece.index))
         except BaseException:
-            fetching.budget.release(piece.length)
+            fetching.buffers.release(data)
             raise
         if wanted:
-            fetching.check(peer, piece.index, data)  # takes over the memory
+            fetching.check(peer, piece.index, data)  # takes the buffer over
         else:
-            fetching.budget.release(piece.length)
+            fetching.buffers.release(data)
 
     def _charge(self) -> None:
         if self._flood.take(1, self._fetching.now()) > 0:

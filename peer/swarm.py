@@ -25,7 +25,7 @@ from gossipml.peer.fetching import Fetching, Progress, Providers, dial
 from gossipml.peer.rates import TokenBucket
 from gossipml.peer.serving import Serving
 from gossipml.peer.swarm_ports import Content, Shelf, SwarmConfig, SwarmStats, Transfer
-from gossipml.peer.swarm_stream import Budget, Channel
+from gossipml.peer.swarm_stream import Buffers, Channel
 
 __all__ = ["Content", "Shelf", "Swarm", "SwarmConfig", "SwarmStats", "Transfer"]
 
@@ -58,7 +58,7 @@ class Swarm:
         self._on_fault = on_fault
         self._serving = Serving(shelf, self.config, env.clock, self.stats, on_fault, self._on_asker)
         self._fetching: dict[bytes, Fetching] = {}
-        self.budget = Budget(self.config.buffers)
+        self.buffers = Buffers(self.config.buffers)
         """Memory of the pieces that are being received and written."""
         self._limit = TokenBucket(self.config.download_rate)
 
@@ -87,7 +87,7 @@ class Swarm:
             providers,
             self.config,
             self.stats,
-            self.budget,
+            self.buffers,
             self._limit,
             self.port,
             self._on_fault,
@@ -99,6 +99,8 @@ class Swarm:
             await fetching.run()
         finally:
             del self._fetching[content.root]
+            if not self._fetching:
+                self.buffers.clear()
 
     def transfers(self) -> list[Transfer]:
         """What is being fetched or asked for now."""

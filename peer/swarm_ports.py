@@ -32,8 +32,8 @@ class Content(Protocol):
     async def read(self, index: int) -> bytes | bytearray | memoryview | None:
         """A piece, verified; None when it is missing or was found corrupt."""
 
-    async def write(self, index: int, data: bytearray) -> bool:
-        """Verify a piece and keep it; False when it is wrong. The buffer is given away and may be kept.
+    async def write(self, index: int, data: memoryview) -> bool:
+        """Verify a piece and keep it; False when it is wrong. Afterwards the buffer is used for another piece.
 
         Several pieces may be on their way at once. UserError or OSError when it cannot be kept (quota, full disk).
         """

@@ -146,23 +146,36 @@ async def _pay(limits: tuple[TokenBucket, ...], count: int, now: float) -> float
     return wait
 
 
-class Budget:
-    """Bytes of memory that several tasks share."""
+class Buffers:
+    """Memory for pieces that are received and written, bounded for all downloads together, used again and again.
+
+    A new buffer for each piece would cost more than to decrypt it: the system clears every page that it gives.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.used = 0
+        """Bytes that are lent."""
         self.peak = 0
+        self._spare: list[bytearray] = []
         self._freed = trio.Event()
 
-    async def acquire(self, count: int) -> None:
-        """Wait until that much is free; more than there is at all is given to one alone."""
+    async def acquire(self, count: int) -> memoryview:
+        """A buffer of that size, once there is room; more than there is at all is given to one alone."""
         while self.used and self.used + count > self.most:
             await self._freed.wait()
         self.used += count
         self.peak = max(self.peak, self.used)
+        buffer = self._spare.pop() if self._spare and len(self._spare[-1]) >= count else bytearray(count)
+        return memoryview(buffer)[:count]
 
-    def release(self, count: int) -> None:
-        self.used -= count
+    def release(self, view: memoryview) -> None:
+        self.used -= len(view)
+        if isinstance(view.obj, bytearray) and len(view.obj) < 2 * len(view):
+            self._spare.append(view.obj)
         self._freed.set()
         self._freed = trio.Event()
+
+    def clear(self) -> None:
+        """Give back to the system what nobody uses."""
+        self._spare.clear()
