@@ -178,8 +178,9 @@ class Node:
         )  # fmt: skip
         own = credentials.identity.peer_id
         self._replication = Replication(
-            env, own, library, config.replication, members=self._members, is_lost=self._is_lost
-        )
+            env, own, library, config.replication,
+            members=self._members, refresh=self.directory.members, is_lost=self._is_lost,
+        )  # fmt: skip
         return swarm
 
     @asynccontextmanager
@@ -204,10 +205,10 @@ class Node:
             return Learner(self.env, self._open_trainer, self.config.learner, self._on_progress, self.replication)
         return Follower(self._open_trainer, self.library, self._on_progress)
 
-    async def _members(self) -> list[Contact]:
-        """The other peers of the network that have not failed to answer."""
+    def _members(self) -> list[Contact]:
+        """The other peers of the network that have not failed to answer, as far as they are known here."""
         entries = {entry.contact.peer: entry for entry in self.view.entries()}
-        members = {contact.peer: contact for contact in await self.directory.members()}
+        members = {contact.peer: contact for contact in self.directory.known()}
         members |= {peer: entry.contact for peer, entry in entries.items() if entry.connected}
         return [
             contact

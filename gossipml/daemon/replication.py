@@ -61,20 +61,22 @@ class Replication:
         library: Library,
         config: ReplicationConfig,
         *,
-        members: Callable[[], Awaitable[list[Contact]]],
+        members: Callable[[], list[Contact]],
+        refresh: Callable[[], Awaitable[object]],
         is_lost: Callable[[PeerId], bool],
     ) -> None:
-        """`members`: the other peers of the network that can be reached, as far as they are known; `is_lost`: whether
-        a peer has failed to answer since we last met it."""
+        """`members`: the other peers of the network that can be reached, as far as they are known; `refresh` asks
+        the network who they are; `is_lost`: whether a peer has failed to answer since we last met it."""
         self.config = config
         self.live: dict[bytes, list[Contact]] = {}
         """By version: the other peers that said so, at the last count."""
         self._env = env
         self._own = own
         self.library = library
-        self._look_for_members = members
+        self._members = members
+        self._refresh = refresh
         self._is_lost = is_lost
-        self._others: list[Contact] = []
+        self._counted_for = 0
         self._poked = trio.Event()
         self._short: dict[bytes, int] = {}  # counts in a row that found too few
         self._counted_at = -math.inf
@@ -85,7 +87,7 @@ class Replication:
 
     def wanted(self) -> int:
         """Replicas that a version should have: R, or as many as there are peers."""
-        return min(self.config.replicas, 1 + len(self._others))
+        return min(self.config.replicas, 1 + len(self._members()))
 
     def count(self, version: bytes) -> int | None:
         """Live replicas, our own with them; None before the first count."""
@@ -107,6 +109,7 @@ class Replication:
         held = {version.version for version in self.library.store.versions()}
         return (
             self._env.clock.now() - self._counted_at >= self.config.count_seconds
+            or self.wanted() != self._counted_for
             or not held <= set(self.live)
             or any(self._short.values())
             or any(self._is_lost(contact.peer) for contacts in self.live.values() for contact in contacts)
@@ -115,7 +118,8 @@ class Replication:
     async def mend(self) -> None:
         """Count the replicas of what we hold, and ask others to hold what has too few."""
         self._counted_at = self._env.clock.now()
-        self._others = await self._look_for_members()
+        await self._refresh()
+        self._counted_for = self.wanted()
         kept = self.library.store.versions()
         self.live = await self.holders(kept)
         self._short = {version.version: self._short.get(version.version, 0) for version in kept}
@@ -129,7 +133,7 @@ class Replication:
     async def hand_over(self, version: Manifest, seconds: float) -> bool:
         """Whether somebody else holds the version whole, asked and waited for."""
         with trio.move_on_after(seconds):
-            self._others = await self._look_for_members()
+            await self._refresh()
             await self._recruit(version, self.wanted() - 1)
             while not (await self.holders([version]))[version.version]:
                 await trio.sleep(HAND_OVER_PAUSE)
@@ -174,7 +178,7 @@ class Replication:
     async def _recruit(self, version: Manifest, missing: int) -> None:
         """Ask members to hold the version until enough have agreed, or all have been asked."""
         holding = {self._own, *(contact.peer for contact in self.live.get(version.version, []))}
-        contacts = {contact.peer: contact for contact in self._others if contact.peer not in holding}
+        contacts = {contact.peer: contact for contact in self._members() if contact.peer not in holding}
         order = rendezvous(version.name, contacts)
         agreed = 0
 
