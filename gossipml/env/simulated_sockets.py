@@ -42,11 +42,14 @@ class SimulatedDatagrams:
         host = process.machine.host if local.host in WILDCARDS else local.host
         self._source = Address(host, local.port)  # where answers go
 
-    async def send(self, data: bytes, to: Address) -> None:
-        await trio.lowlevel.checkpoint()
+    def post(self, data: bytes, to: Address) -> None:
         if self._closed:
             raise trio.ClosedResourceError
         self._network.send_datagram(self._process, bytes(data), self._source, to)
+
+    async def send(self, data: bytes, to: Address) -> None:
+        await trio.lowlevel.checkpoint()
+        self.post(data, to)
 
     async def receive(self) -> tuple[bytes, Address]:
         if self._closed:
