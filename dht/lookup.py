@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import bisect
 import enum
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gossipml.dht.messages import NodeContact
@@ -37,6 +36,9 @@ class State(enum.Enum):
     LATE = "late"
     ANSWERED = "answered"
     FAILED = "failed"
+
+
+OUT = frozenset((State.SLOW, State.LATE, State.FAILED))  # who does not count now
 
 
 @dataclass(slots=True)
@@ -71,6 +73,7 @@ class Lookup:
         self._wide = wide
         self._candidates: dict[NodeId, _Candidate] = {}
         self._under_way: dict[NodeId, _Candidate] = {}  # asked or slow
+        self._cached: list[_Candidate] | None = None  # the window, until somebody enters or leaves it
         self._order: list[tuple[int, NodeId]] = []  # by distance
         for seed in seeds:
             self._hear_of(seed)
@@ -80,7 +83,7 @@ class Lookup:
         busy = 0
         for node, candidate in list(self._under_way.items()):
             if candidate.state is State.ASKED and now >= candidate.soft:
-                candidate.state = State.SLOW
+                candidate.state, self._cached = State.SLOW, None
             if candidate.state is State.SLOW and now >= candidate.late:
                 candidate.state = State.LATE
                 del self._under_way[node]
@@ -105,14 +108,16 @@ class Lookup:
     @property
     def settled(self) -> bool:
         """Whether the nearest that is known has answered: it knows its neighbours, so the `k` nearest are known."""
-        nearest = next(self._window(), None)
-        return nearest is not None and nearest.state is State.ANSWERED
+        window = self._window()
+        return bool(window) and window[0].state is State.ANSWERED
 
     def answered(self, contact: NodeContact, contacts: Iterable[NodeContact] = ()) -> None:
         """A queried node proved its id and told of others."""
         candidate = self._candidates.get(contact.node)
         if candidate is not None:
             self._under_way.pop(contact.node, None)
+            if candidate.state is not State.ASKED or candidate.contact != contact:
+                self._cached = None
             candidate.state, candidate.contact = State.ANSWERED, contact
         for other in contacts:
             self._hear_of(other)
@@ -123,6 +128,7 @@ class Lookup:
         if candidate is None or candidate.state is State.ANSWERED:
             return
         self._under_way.pop(contact.node, None)
+        self._cached = None
         if candidate.others:
             candidate.contact = NodeContact(contact.node, candidate.others.pop(0))
             candidate.state = State.NEW
@@ -146,23 +152,26 @@ class Lookup:
         """Those of the `k` nearest that answered, nearest first."""
         return [candidate.contact for candidate in self._window() if candidate.state is State.ANSWERED]
 
-    def _window(self) -> Iterator[_Candidate]:
+    def _window(self) -> list[_Candidate]:
         """The `k` nearest that may still count, at most two a network."""
-        taken: Counter[str] = Counter()
-        places = self._k
+        if self._cached is not None:
+            return self._cached
+        window: list[_Candidate] = []
+        taken: dict[str, int] = {}
         for _, node in self._order:
             candidate = self._candidates[node]
-            if candidate.state in (State.SLOW, State.LATE, State.FAILED):
+            if candidate.state in OUT:
                 continue
             group = self._networks.group(candidate.contact.address.host)
             if group is not None:
-                if taken[group] >= MAX_PER_NETWORK:
+                if taken.get(group, 0) >= MAX_PER_NETWORK:
                     continue
-                taken[group] += 1
-            yield candidate
-            places -= 1
-            if not places:
-                return
+                taken[group] = taken.get(group, 0) + 1
+            window.append(candidate)
+            if len(window) == self._k:
+                break
+        self._cached = window
+        return window
 
     def _hear_of(self, contact: NodeContact) -> None:
         if contact.node == self._own:
@@ -174,6 +183,7 @@ class Lookup:
         distance = int.from_bytes(contact.node, "big") ^ self._goal
         if len(self._order) >= MAX_CANDIDATES and not self._make_room(distance):
             return
+        self._cached = None
         self._candidates[contact.node] = _Candidate(contact)
         bisect.insort(self._order, (distance, contact.node))
 
@@ -183,6 +193,7 @@ class Lookup:
         if len(held.others) + len(held.tried) + 1 >= MAX_ADDRESSES:
             return
         if held.state is State.FAILED:
+            self._cached = None
             held.contact, held.state = NodeContact(held.contact.node, address), State.NEW
         else:
             held.others.append(address)
@@ -194,6 +205,7 @@ class Lookup:
             if far <= distance:
                 return False
             if self._candidates[node].state is State.NEW:
+                self._cached = None
                 del self._order[index], self._candidates[node]
                 return True
         return False

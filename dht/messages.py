@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -268,7 +269,6 @@ def _unpack_contacts(fields: dict[str, codec.Value]) -> tuple[NodeContact, ...]:
         data = codec.get_bytes(fields, name, limit=size * MAX_CONTACTS)
         if len(data) % size:
             raise RemoteError(f"contacts of {len(data)} bytes are no multiple of {size}")
-        items = [data[start : start + size] for start in range(0, len(data), size)]
-        pairs = [(item[:NODE_ID_SIZE], unpack_address(item[NODE_ID_SIZE:])) for item in items]
-        contacts += map(NodeContact._make, pairs)
+        pairs = struct.iter_unpack(f"{NODE_ID_SIZE}s{size - NODE_ID_SIZE}s", data)
+        contacts += [NodeContact(node, unpack_address(packed)) for node, packed in pairs]
     return tuple(contacts[:MAX_CONTACTS])

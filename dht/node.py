@@ -72,6 +72,8 @@ if TYPE_CHECKING:
 MAX_SESSIONS = 4096  # as many as senders are remembered
 MAX_PENDING = 1024  # 16 lookups and puts at once; a bound, not a target
 MAX_CHECKS = 64  # challenges to those who wrote to us, at once
+FAR_CHECKS = 0.1  # a second, of nodes that are not near us: our own lookups find enough of them
+FAR_CHECKS_AT_FIRST = 32  # so that a small network knows itself at once
 CHECK_AGAIN_AFTER = 30.0  # seconds between two challenges to one address
 MAX_CHECKED = 1024
 WARN_EVERY = 60.0
@@ -175,6 +177,7 @@ class DhtNode:
         self._finds = TokenBuckets(config.finds_per_second, config.burst)
         self._stores = TokenBuckets(config.stores_per_second, config.burst)
         self._stats = DhtStats()
+        self._far_checks = TokenBuckets(FAR_CHECKS, FAR_CHECKS_AT_FIRST / FAR_CHECKS)
         self._rtt: float | None = None
         self._next_warning = float("-inf")
         self._handlers: dict[type[Question], Callable[..., Answer | None]] = {
@@ -343,7 +346,7 @@ class DhtNode:
         self._stats.sent += 1
         actions: list[Action] = [Send(self._sealer.seal(body, session_receiver(opened.sid), wall, opened.root), source)]
         sender = NodeContact(request.sender, source)
-        if self.table.wants(sender) and self._may_check(source, now):
+        if self.table.wants(sender) and self._may_check(source, now) and self._matters(sender, now):
             actions.append(Check(sender))
         return actions
 
@@ -353,6 +356,13 @@ class DhtNode:
         if group is None:
             return str(address)
         return group if ":" in address.host else address.host
+
+    def _matters(self, sender: NodeContact, now: float) -> bool:
+        """Neighbours always, and known nodes that have moved; of the many far away only some: a busy node must not
+        answer every stranger's request with a question of its own."""
+        bucket = self.table.bucket_of(sender.node)
+        own = bucket.range[0] <= self.table.node.long_id <= bucket.range[1]
+        return own or sender.node in bucket.nodes or self._far_checks.take("", now)
 
     def _may_check(self, address: Address, now: float) -> bool:
         then = self._checked.get(address)

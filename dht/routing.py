@@ -30,6 +30,7 @@ K = 20  # with 8, records were lost when half of the nodes stopped
 SPLIT_EVERY = 5  # section 4.2: buckets outside our own range split to this many bits, for shorter lookups
 MAX_MISSES = 2  # one lost datagram must not evict
 MAX_PER_NETWORK = 2
+SOUGHT_REPLACEMENTS = 5  # a full bucket seeks no more; its cache fills up from those who answer us anyway
 MAX_STRAY_ADDRESSES = 256  # of nodes that left the table; then they are forgotten
 ID_BITS = 8 * NODE_ID_SIZE
 
@@ -137,7 +138,7 @@ class Table(RoutingTable):  # type: ignore[misc]
             return False
         if self._crowded(bucket, contact):
             return False
-        room = len(bucket) < self.ksize or len(bucket.replacement_nodes) < bucket.max_replacement_nodes
+        room = len(bucket) < self.ksize or len(bucket.replacement_nodes) < SOUGHT_REPLACEMENTS
         return room or self._splits(bucket)
 
     def add(self, contact: NodeContact, now: float) -> Contact | None:
@@ -224,6 +225,13 @@ class Table(RoutingTable):  # type: ignore[misc]
             low, high = inner
         near = sorted(ids[low:high], key=goal.__xor__)[:wanted]
         return [contact for contact in map(contacts.__getitem__, near) if contact.node != exclude][:count]
+
+    def reach(self) -> int:
+        """How far from a key its `k` nearest nodes are, about: as far as ours are from us."""
+        near = self.nearest(self.node.id, self.ksize)
+        if len(near) < self.ksize:
+            return (1 << ID_BITS) - 1
+        return int.from_bytes(near[-1].node, "big") ^ int(self.node.long_id)
 
     def looked_up(self, target: bytes, now: float) -> None:
         """A lookup went through the bucket of `target`, which is therefore not lonely."""
