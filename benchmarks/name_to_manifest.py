@@ -73,7 +73,6 @@ async def measure(peers: int, models: int, folder: Path) -> list[float]:
             content = save({"weight": np.full(1000, number, np.float32)})
             publisher = nodes[(7 * number) % peers]
             await publisher.library.publish(Draft(name), content)
-            publisher.replication.poke()
         with trio.move_on_after(90):
             while min(sum(bool(n.library.store.versions(name)) for n in nodes) for name in names) < min(12, peers):
                 await trio.sleep(0.5)

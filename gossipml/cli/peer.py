@@ -118,13 +118,26 @@ def status(context: typer.Context, as_json: Json = False) -> None:
         ("peer", f"{answer['name']} ({answer['peer'][:8]}), up {duration(answer['uptime'])}"),
         ("state", f"{answer['state']}: {answer['sentence']}"),
         ("network", f"{answer['network'][:8]}, {answer['neighbours']} neighbours, {answer['members']} members known"),
-        ("model", f"{answer['model']} on {answer['data']} ({answer['split']}, part {answer['part']})"),
-        (
-            "training",
-            f"round {answer['round']}, age {answer['age']:,.0f} samples, loss {_number(answer['loss'], '.4f')}",
-        ),
-        ("accuracy", f"{_percent(answer['accuracy'])} on the test data, serving the {answer['served'] or '-'} model"),
+    ]
+    if answer["trains"]:
+        rows += [
+            ("model", f"{answer['model']} on {answer['data']} ({answer['split']}, part {answer['part']})"),
+            (
+                "training",
+                f"round {answer['round']}, age {answer['age']:,.0f} samples, loss {_number(answer['loss'], '.4f')}",
+            ),
+            (
+                "accuracy",
+                f"{_percent(answer['accuracy'])} on the test data, serving the {answer['served'] or '-'} model",
+            ),
+        ]
+    else:
+        rows.append(("model", f"{answer['model']}, served without training"))
+    lan = answer["lan"]
+    rows += [
         ("gossip", f"{megabytes(answer['bytes_sent'])} sent, {megabytes(answer['bytes_received'])} received"),
+        ("store", f"{answer['versions']} versions, {megabytes(answer['stored'])}"),
+        ("lan", "off (--no-lan)" if lan is None else lan["problem"] or f"{lan['peers']} peers heard"),
         ("listen", ", ".join(answer["addresses"])),
         ("api", f"http://{answer['api']}"),
     ]

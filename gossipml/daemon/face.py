@@ -86,6 +86,7 @@ class Face:
         return {
             "name": node.config.name,
             "peer": format_peer_id(node.credentials.identity.peer_id),
+            "trains": node.config.trains,
             "network": node.credentials.keys.network_id.hex(),
             "gossipml": __version__,
             "state": progress.state,

@@ -97,6 +97,8 @@ class Library:
         """Set, and replaced by a new one, when versions have come or gone."""
         self.followed: set[str] = set()
         """Names whose latest version is always to be here: of the model that is trained or served."""
+        self.on_publish: Callable[[], None] = lambda: None
+        """Called when this peer has published a version: others are to take it."""
         self._env = env
         self._credentials = credentials
         self._addresses = addresses
@@ -280,6 +282,7 @@ class Library:
             version = self._sign(draft, await self.heads(old.name), old.size, old.root)
             await (await self.store.begin(version)).finish()
         self._has_changed()
+        self.on_publish()
         log.info("published %s, a rollback to %s", name_of(version), name_of(old))
         return version
 
@@ -292,6 +295,7 @@ class Library:
                 await self.store.discard(measured)
             raise
         self._has_changed()
+        self.on_publish()
         log.info("published %s, version %d, %d bytes", name_of(version), version.height, version.size)
         return version
 

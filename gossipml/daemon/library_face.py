@@ -83,7 +83,6 @@ class LibraryFace:
             version = await self._library.publish_file(Draft(name, note=note or "imported"), f"{INCOMING}/{file}")
         else:
             version = await self._publish_model(name, note)
-        self._node.replication.poke()
         return self._done(version)
 
     async def pull(self, name: str, version: str) -> dict[str, JSON]:
@@ -96,7 +95,6 @@ class LibraryFace:
             raise UserError("say which version is to be the latest again; see `gossipml models show NAME`")
         old = await self._library.find(name, version)
         new = await self._library.roll_back(old)
-        self._node.replication.poke()
         return {**self._done(new), "of": old.version.hex()}
 
     async def pin(self, name: str, version: str, pinned: bool) -> dict[str, JSON]:

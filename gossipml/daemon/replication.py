@@ -78,6 +78,7 @@ class Replication:
         self._is_lost = is_lost
         self._counted_for = 0
         self._poked = trio.Event()
+        library.on_publish = self.poke
         self._short: dict[bytes, int] = {}  # counts in a row that found too few
         self._counted_at = -math.inf
 
