@@ -22,6 +22,7 @@ from gossipml.peer.swarm_wire import MAX_ASKED
 
 FIRST_RATE = 8e6  # bytes a second believed of a new source (guess: a good home line); the first pieces correct it
 FIRST_DELAY = 0.1  # seconds believed from asking to the first byte
+DELAY_MOST = 1.0  # the queue of a busy source is no line that more requests would fill
 AHEAD_SECONDS = 0.02  # that much is under way beyond the delay, so that a busy event loop at either end is no gap
 SMOOTHING = 0.3  # weight of the newest measurement
 COPIES = 2  # of one piece under way at once: a second one saves waiting, a third only costs,
@@ -351,7 +352,8 @@ class Download:
 
     def _depth(self, source: Source) -> int:
         """How many requests keep this source busy."""
-        return max(2, min(MAX_ASKED, 1 + math.ceil(source.rate * (source.delay + AHEAD_SECONDS) / self._piece_length)))
+        seconds = min(source.delay, DELAY_MOST) + AHEAD_SECONDS
+        return max(2, min(MAX_ASKED, 1 + math.ceil(source.rate * seconds / self._piece_length)))
 
     def _overdue(self, source: Source, now: float) -> list[int]:
         """One piece that another source was asked for too long ago, the one waited for longest."""
