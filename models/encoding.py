@@ -4,7 +4,9 @@
 |---|---|---|
 | `float32` | 4 n | the values |
 | `float16` | 2 n | rounded to nearest; values above 65,504 are refused |
+| `bfloat16` | 2 n | rounded to nearest: the range of float32, 8 binary digits |
 | `int8` | 4 ceil(n / 256) + n | one float32 scale per block of 256 values, then one int8 per value |
+| `int4` | 2 ceil(n / 64) + ceil(n / 2) | one bfloat16 scale per block of 64 values, then half a byte per value |
 
 int8: scale = max |x| of the block / 127, value = q * scale, q rounded to nearest, from -127 to 127 (-128 is
 read as what it says). Nearest and not stochastic, by measurement (test accuracy of the neighbourhood average):
@@ -15,7 +17,8 @@ read as what it says). Nearest and not stochastic, by measurement (test accuracy
 | mnist, 4 peers, labels:4, rate 0.05, 10 / 20 rounds | 0.902 / 0.941 | 0.891 / 0.939 | 0.849 / 0.923 |
 
 Bytes from peers are hostile: the length is compared with n before anything else, scales are checked before
-they multiply, values before they leave. numpy only; works in slices that stay in the cache.
+they multiply, values before they leave. numpy only; works in slices that stay in the cache. `encoding_narrow` has
+bfloat16 and int4; what is sent in part (top-k, fragments) and which encoding for which link: `compression`.
 """
 
 from __future__ import annotations
@@ -26,10 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossipml.errors import LocalError, RemoteError
+from gossipml.models.encoding_narrow import decode_bfloat16, decode_int4, encode_bfloat16, encode_int4, int4_size
 
 Vector = NDArray[np.float32]  # (n,), contiguous
 
-ENCODINGS: Final = ("float32", "float16", "int8")
+ENCODINGS: Final = ("float32", "float16", "bfloat16", "int8", "int4")
 BLOCK: Final = 256  # scales add 1.6 % to the bytes; one large value spoils the precision of 255 others (guess)
 SLICE: Final = 64 * BLOCK  # 64 KiB of float32: source, scratch and result fit the second-level cache
 
@@ -43,10 +47,12 @@ def encoded_size(encoding: str, n: int) -> int:
     match encoding:
         case "float32":
             return 4 * n
-        case "float16":
+        case "float16" | "bfloat16":
             return 2 * n
         case "int8":
             return 4 * -(-n // BLOCK) + n
+        case "int4":
+            return int4_size(n)
     raise RemoteError(f"unknown encoding {encoding[:32]!r}; known are {', '.join(ENCODINGS)}")
 
 
@@ -66,8 +72,14 @@ def encode_into(encoding: str, values: Vector, out: memoryview | bytearray) -> i
         case "float16":
             target = np.frombuffer(out, dtype="<f2", count=n)
             bound = _FLOAT16_MAX
-        case _:
+        case "bfloat16":
+            encode_bfloat16(values, out)
+            return size
+        case "int8":
             _encode_int8(values, out)
+            return size
+        case _:
+            encode_int4(values, out)
             return size
     for start in range(0, n, SLICE):
         piece = values[start : start + SLICE]
@@ -90,9 +102,13 @@ def decode_into(encoding: str, data: bytes | bytearray | memoryview, out: Vector
     size = encoded_size(encoding, n)
     if len(data) != size:
         raise RemoteError(f"{encoding} update of {len(data)} bytes; {n} parameters take {size}")
-    if encoding == "int8":
-        _decode_int8(data, out)
-        return
+    match encoding:
+        case "bfloat16":
+            return decode_bfloat16(data, out)
+        case "int8":
+            return _decode_int8(data, out)
+        case "int4":
+            return decode_int4(data, out)
     source = np.frombuffer(data, dtype="<f4" if encoding == "float32" else "<f2")
     for start in range(0, n, SLICE):
         piece = out[start : start + SLICE]
@@ -126,22 +142,32 @@ def _encode_int8(values: Vector, out: memoryview | bytearray) -> None:
         piece = values[start : start + SLICE]
         count = len(piece)
         whole = -(-count // BLOCK) * BLOCK
-        scratch[count:whole] = 0.0
-        np.abs(piece, out=scratch[:count])
-        largest = scratch[:whole].reshape(-1, BLOCK).max(axis=1)  # (blocks of the slice,)
+        source = piece
+        if count < whole:
+            source = np.zeros(whole, dtype=np.float32)
+            source[:count] = piece
+        blocks_of_it = source.reshape(-1, BLOCK)
+        rows = scratch[:whole].reshape(-1, BLOCK)
+        np.abs(blocks_of_it, out=rows)
+        largest = rows.max(axis=1)  # (blocks of the slice,)
         _check_local(float(largest.max()), MAX_MAGNITUDE, "int8")
         scale = largest / np.float32(127)
         scales[start // BLOCK : start // BLOCK + len(scale)] = scale
-        inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > _SMALLEST)
-        scratch[:count] = piece
-        rows = scratch[:whole].reshape(-1, BLOCK)
-        rows *= inverse[:, None]
+        smallest = float(scale.min())
+        if smallest > _SMALLEST:
+            np.multiply(blocks_of_it, (1 / scale)[:, None], out=rows)
+        else:
+            inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > _SMALLEST)
+            np.multiply(blocks_of_it, inverse[:, None], out=rows)
         np.rint(scratch[:count], out=scratch[:count])
-        # A scale near the smallest normal number rounds coarsely: keep q within its range.
-        np.clip(scratch[:count], -127, 127, out=scratch[:count])
+        if smallest < _COARSE:
+            np.clip(scratch[:count], -127, 127, out=scratch[:count])
         quantised[start : start + count] = scratch[:count]
 
 
+_COARSE: Final = (
+    1e-30  # of a scale: near the smallest normal number it rounds coarsely, and q must be kept in its range
+)
 _SMALLEST: Final = np.finfo(np.float32).tiny * 127  # below it 1 / scale overflows; such blocks become zero
 
 

@@ -47,6 +47,11 @@ class ClippingBound:
         self._norms.append(norm)
 
 
+def clipping_factor(length: float, bound: float) -> float:
+    """What a difference of the norm `length` is multiplied with, so that it is no longer than `bound`."""
+    return bound / length if length > bound else 1.0
+
+
 def check_weight(weight: float) -> None:
     if not 0.0 <= weight <= 1.0:  # NaN compares false
         raise UserError(f"merge weight {weight} is not from 0 to 1")

@@ -6,7 +6,7 @@ small numpy model on the virtual clock. The daemon itself never imports torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 
@@ -29,6 +29,9 @@ class RoundReport:
     samples: int
     seconds: float
     loss: float
+    snapshot: bytes = field(default=b"", repr=False)
+    """The parameters at its end, encoded as was asked; empty when they were not asked for, or are too large to come
+    with the report."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,8 @@ class Trainer(Protocol):
     def steps_per_epoch(self) -> int:
         """Optimiser steps that see the local training data once."""
 
-    async def train(self, steps: int) -> RoundReport:
-        """Take `steps` optimiser steps on the local data."""
+    async def train(self, steps: int, encoding: str = "") -> RoundReport:
+        """Take `steps` optimiser steps on the local data. With an encoding the report may bring the parameters."""
 
     async def snapshot(self, encoding: str) -> bytes:
         """The current parameters, encoded as `gossipml.models.encoding` describes."""

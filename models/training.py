@@ -29,7 +29,7 @@ from gossipml.models.batches import Samples, ShuffledOrder
 from gossipml.models.data import LocalData
 from gossipml.models.encoding import decode_into, encode_into, encoded_size
 from gossipml.models.flat import build_flat
-from gossipml.models.merging import ClippingBound, check_weight, clipped_difference, norm
+from gossipml.models.merging import ClippingBound, check_weight, clipping_factor
 from gossipml.models.optimise import make_optimiser
 from gossipml.models.serving import Answering
 from gossipml.models.spec import Spec
@@ -62,6 +62,7 @@ class LocalTrainer:
         self._order = ShuffledOrder(len(self._train), spec.batch, seed)
         self._unevenness = _distance_of_classes(data.train.targets, data.test.targets)
         self._incoming = np.empty(self.layout.size, dtype=np.float32)
+        self._difference = torch.empty_like(self._x)
         self._clipping = ClippingBound()
         self._serve_average = True
         self._rounds_alone = ALONE_ROUNDS
@@ -143,13 +144,14 @@ class LocalTrainer:
         except RemoteError as error:
             return MergeReport(False, str(error), 0.0)
         m = torch.from_numpy(self._incoming).to(self._device)
-        own_norm = float(norm(self._x))
+        own_norm = _norm(self._x)
         if not math.isfinite(own_norm):
             return MergeReport(False, "our own parameters are not finite until the round ends", 0.0)
-        difference, length = clipped_difference(self._x, m, self._clipping.bound(own_norm))
-        distance = float(length)
+        torch.sub(m, self._x, out=self._difference)
+        distance = _norm(self._difference)
+        share = clipping_factor(distance, self._clipping.bound(own_norm))
         self._clipping.learn(distance)
-        self._x.add_(difference, alpha=weight)
+        self._x.add_(self._difference, alpha=weight * share)
         self._average.lerp_(self._x, MERGE_SHARE)
         self._rounds_alone = 0
         return MergeReport(True, "", distance)
@@ -280,6 +282,11 @@ class LocalTrainer:
         self._serve_average = progress.serve_average
         self._rounds_alone = progress.rounds_alone
         self.steps = progress.steps
+
+
+def _norm(vector: torch.Tensor) -> float:
+    """L2 norm; as a dot product a tenth of what squaring and adding up takes."""
+    return math.sqrt(float(torch.dot(vector, vector)))
 
 
 def _finish(job: Generator[None, None, T]) -> T:

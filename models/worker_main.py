@@ -1,8 +1,8 @@
 """The training process: commands in, answers out, training in between. `python -m gossipml.models.worker_main`.
 
-One thread. While a round of training or an evaluation is under way, it looks for commands between two batches,
-about every millisecond, so that merges, snapshots and predictions happen there. It ends when its standard input
-does. See `worker_wire` for the messages.
+One thread. While a round of training or an evaluation is under way, it looks for commands between two batches, so
+that merges, snapshots and predictions happen there: a look costs a microsecond, and what neighbours send is worth less
+with every step that it waits. It ends when its standard input does. See `worker_wire` for the messages.
 
 Nothing of the user's code can reach the channel: descriptors 0 and 1 are replaced before it runs, so that what
 it prints goes to the log.
@@ -38,13 +38,12 @@ if TYPE_CHECKING:
     from gossipml.models.training import LocalTrainer
 
 NICE = 10  # HTTP keeps its latency while two threads train
-POLL_SECONDS = 0.003  # of work between two looks at the commands
 READ = 1 << 16
 MAX_THREADS = 1024
 
 Fields = dict[str, codec.Value]
 Reply = dict[str, object]
-Job = Generator[None, None, Reply]
+Job = Generator[None, None, tuple[Reply, bytes]]  # the answer and its body
 
 
 def main() -> None:
@@ -91,13 +90,7 @@ class _Worker:
         self._candidate: torch.Tensor | None = None
 
     def run(self) -> None:
-        due = 0.0
-        while True:
-            busy = bool(self._rounds or self._looks)
-            if not busy or time.perf_counter() >= due:
-                if not self._poll(wait=not busy):
-                    return
-                due = time.perf_counter() + POLL_SECONDS
+        while self._poll(wait=not (self._rounds or self._looks)):
             for queue in (self._rounds, self._looks):
                 if queue:
                     self._advance(queue)
@@ -122,7 +115,7 @@ class _Worker:
             next(running.job)
         except StopIteration as done:
             queue.popleft()
-            self._answer(running.request, done.value)
+            self._answer(running.request, *done.value)
         except Exception as error:
             queue.popleft()
             self._refuse(running.request, error)
@@ -135,7 +128,8 @@ class _Worker:
                     self._answer(request, self._configure(fields))
                 case "train":
                     steps = codec.get_int(fields, "steps", low=1)
-                    self._rounds.append(_Running(request, _train(self.trainer, steps)))
+                    encoding = codec.get_str(fields, "encoding")
+                    self._rounds.append(_Running(request, _train(self.trainer, steps, encoding)))
                 case "cancel":
                     self._cancel(codec.get_int(fields, "job"))
                     self._answer(request, {})
@@ -233,7 +227,7 @@ class _Worker:
 
     def _choose(self) -> Job:
         self._chosen = yield from self.trainer.choosing()
-        return _describe_evaluation(self._chosen[0])
+        return _describe_evaluation(self._chosen[0]), b""
 
     def _export(self) -> Reply:
         if self._chosen is None:
@@ -247,7 +241,7 @@ class _Worker:
         if self._candidate is None:
             raise LocalError("nothing has been read to be scored")
         candidate, self._candidate = self._candidate, None
-        return {"validation": (yield from self.trainer.scoring(candidate))}
+        return {"validation": (yield from self.trainer.scoring(candidate))}, b""
 
     def _delivered(self, fields: Fields) -> bytes:
         return bytes(self._inbox.for_reading(codec.get_int(fields, "size")))
@@ -317,7 +311,7 @@ def _describe(tensor: TensorSpec) -> list[object]:
     return [tensor.name, tensor.datatype, list(tensor.shape)]
 
 
-def _train(trainer: LocalTrainer, steps: int) -> Job:
+def _train(trainer: LocalTrainer, steps: int, encoding: str) -> Job:
     seconds = 0.0
     trainer.begin_round()
     try:
@@ -330,11 +324,15 @@ def _train(trainer: LocalTrainer, steps: int) -> Job:
         trainer.drop_round()
         raise
     loss = trainer.end_round()
-    return {"steps": steps, "samples": steps * trainer.batch, "seconds": seconds, "loss": loss}
+    reply: Reply = {"steps": steps, "samples": steps * trainer.batch, "seconds": seconds, "loss": loss}
+    try:
+        return reply, trainer.snapshot(encoding) if encoding else b""
+    except LocalError:  # such parameters are never sent; whoever asks for them alone is told why
+        return reply, b""
 
 
 def _evaluate(trainer: LocalTrainer) -> Job:
-    return _describe_evaluation((yield from trainer.evaluating()))
+    return _describe_evaluation((yield from trainer.evaluating())), b""
 
 
 def _describe_evaluation(found: Evaluation) -> Reply:

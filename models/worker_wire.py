@@ -1,13 +1,13 @@
 """What the daemon and its worker process say to each other, and how the bytes lie.
 
 Frame: uint32 header length, uint32 body length (big-endian), header (canonical msgpack map), body (raw bytes;
-only predictions have one). The daemon writes frames to the worker's standard input, the worker to a private
+of predictions and small models). The daemon writes frames to the worker's standard input, the worker to a private
 copy of its standard output. Request headers hold `id` and `do`; each is answered once, in any order:
 
 | do | fields | answer |
 |---|---|---|
 | `configure` | model, train, source, split, part, seed, network, threads, device, inbox, outbox | a `WorkerInfo` |
-| `train` | steps | steps, samples, seconds, loss |
+| `train` | steps, encoding | steps, samples, seconds, loss; body: the encoded parameters, unless encoding is "" |
 | `cancel` | job (the id of a `train`) | nothing |
 | `snapshot` | encoding | size; the bytes are in the outbox |
 | `merge` | size (the bytes are in the inbox), encoding, weight | applied, reason, distance |

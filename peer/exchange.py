@@ -70,6 +70,10 @@ class Exchange:
                 self._snapshot = Snapshot(version, body, age, round_)
             return self._snapshot
 
+    def offer(self, body: bytes) -> None:
+        """The current model, encoded already as the round ended."""
+        self._snapshot = Snapshot(self._gossip.version, body, self._gossip.age, self._gossip.round)
+
     def hold(self, sender: PeerId, update: Update, body: bytearray) -> None:
         """Keep a body until its merge."""
         self._bodies[sender] = (update, body)

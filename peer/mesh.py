@@ -188,9 +188,12 @@ class Mesh:
         """Samples behind our model: what `restore` wants after a restart."""
         return self.gossip.age
 
-    async def gossip_round(self, samples: int, round: int) -> None:
-        """A local round is done: encode the model and hand it to the receivers' queues. Does not wait for them."""
+    async def gossip_round(self, samples: int, round: int, body: bytes = b"") -> None:
+        """A local round is done: hand the model to the receivers' queues, encoded in `body`, or as the learner encodes
+        it now. Does not wait for the receivers."""
         sends = self._act(self.gossip.handle(g.RoundFinished(samples, round), self._clock.now()))
+        if body:
+            self._exchange.offer(body)
         self._encoding += 1
         await self._send(sends)
 

@@ -81,10 +81,11 @@ class NumpyTrainer:
         self._bound = ClippingBound()
         self._rng = np.random.Generator(np.random.PCG64(env.rng.getrandbits(64)))
 
-    async def train(self, steps: int) -> RoundReport:
+    async def train(self, steps: int, encoding: str = "") -> RoundReport:
         self._check_trains()
         loss = await self._env.compute.run(self._steps, steps, cost=steps * self._cost)
-        return RoundReport(steps, steps * BATCH, steps * self._cost, loss)
+        body = encode(encoding, self._x) if encoding else b""
+        return RoundReport(steps, steps * BATCH, steps * self._cost, loss, body)
 
     async def snapshot(self, encoding: str) -> bytes:
         self._check_trains()

@@ -162,9 +162,9 @@ class Learner:
         while not self._finished():
             begun = self._env.clock.now()
             steps = self._steps(trainer, mesh.send_seconds)
-            report = await trainer.train(steps)
+            report = await trainer.train(steps, mesh.gossip.config.encoding)
             self._count(report, mesh.gossip.neighbourhood_round)
-            await mesh.gossip_round(report.samples, self.progress.round)
+            await mesh.gossip_round(report.samples, self.progress.round, report.snapshot)
             if self._due(self._evaluated_at, self._evaluate_pause) or self._is_last_round():
                 await self._evaluate(trainer)
             if self._due(self._saved_at, self._config.save_seconds):

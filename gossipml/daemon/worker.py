@@ -24,6 +24,7 @@ from gossipml import codec
 from gossipml.api.ports import TensorSpec
 from gossipml.config import PeerConfig
 from gossipml.errors import LocalError, RemoteError, UserError
+from gossipml.models.encoding import encoded_size
 from gossipml.models.trainer import Evaluation, Export, Layout, MergeReport, RoundReport
 from gossipml.models.worker_wire import (
     MAX_BODY,
@@ -40,6 +41,7 @@ Fields = dict[str, codec.Value]
 
 QUEUED = 64  # frames not yet written: the daemon's own limits on predictions and merges are met first
 READ = 1 << 16
+WHOLE = 512  # bytes that a pipe takes whole or not at all, everywhere (POSIX: PIPE_BUF)
 SMALL_COPY = 1 << 18  # bytes copied in the loop: 50 us; a thread costs as much to ask
 MAX_LOG_LINE = 4096
 END_SECONDS = 1.0  # for a batch to end after the end of input, and again after SIGTERM
@@ -126,6 +128,7 @@ class WorkerTrainer:
         self._pending: dict[int, _Pending] = {}
         self._next_id = 0
         self._queue, self._queued = trio.open_memory_channel[bytes](QUEUED)
+        self._unwritten = 0  # frames in the queue or partly written: nothing may overtake them
         self._death: str | None = None
         self._last_words = ""
 
@@ -141,14 +144,17 @@ class WorkerTrainer:
     def steps_per_epoch(self) -> int:
         return max(1, self.info.train_samples // self.info.batch)
 
-    async def train(self, steps: int) -> RoundReport:
+    async def train(self, steps: int, encoding: str = "") -> RoundReport:
         """A round that is cancelled here ends there, too, at the next batch."""
-        ok, _ = await self._ask("train", {"steps": steps})
+        if encoding and encoded_size(encoding, self.layout.size) > SMALL_COPY:
+            encoding = ""  # would hold up the channel; rounds of large models are long, so asking again costs little
+        ok, body = await self._ask("train", {"steps": steps, "encoding": encoding})
         return RoundReport(
             codec.get_int(ok, "steps"),
             codec.get_int(ok, "samples"),
             codec.get_float(ok, "seconds"),
             codec.get_float(ok, "loss"),
+            body,
         )
 
     async def snapshot(self, encoding: str) -> bytes:
@@ -272,10 +278,15 @@ class WorkerTrainer:
     async def _send(self, do: str, asked: dict[str, object], body: bytes, pending: _Pending) -> None:
         if pending.answered.is_set():
             return
+        frame = pack_frame(asked, body)
+        if self._write_at_once(frame):
+            return
+        self._unwritten += 1  # at once: the writer may take the frame before `send` returns
         try:
-            await self._queue.send(pack_frame(asked, body))
+            await self._queue.send(frame)
         except BaseException:
             # Never sent, so there is nothing to wait for.
+            self._unwritten -= 1
             self._pending.pop(pending.request, None)
             pending.answered.set()
             raise
@@ -293,6 +304,7 @@ class WorkerTrainer:
             self._queue.send_nowait(pack_frame({"id": self._next_id, "do": "cancel", "job": pending.request}))
         except (trio.WouldBlock, trio.BrokenResourceError):
             return  # the round ends by itself a little later
+        self._unwritten += 1
         self._pending[self._next_id] = _Pending(self._next_id, None)
 
     def _settle(
@@ -307,6 +319,19 @@ class WorkerTrainer:
         if pending.abandoned and pending.slot is not None:
             pending.slot.release()
 
+    def _write_at_once(self, frame: bytes) -> bool:
+        """Whether the frame has gone without waiting, which spares a turn of the task that writes the others."""
+        stdin = self._process.stdin
+        if self._unwritten or len(frame) > WHOLE or not isinstance(stdin, trio.lowlevel.FdStream):
+            return False
+        try:
+            os.write(stdin.fileno(), frame)  # does not block: trio has seen to that
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # the process is gone; the reader says why
+        return True
+
     # Tasks
 
     async def _write_frames(self) -> None:
@@ -315,6 +340,7 @@ class WorkerTrainer:
         try:
             async for frame in self._queued:  # one task writes: a cancelled caller never cuts a frame
                 await stdin.send_all(frame)
+                self._unwritten -= 1
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # The reader says why. Whoever still sends must not wait for room.
             async for _ in self._queued:
