@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from pathlib import Path
 
-from gossipml.env.files import free, fsync_folder, list_folder, read, read_at, size
+from gossipml.env.files import free, fresh_name, fsync_folder, list_folder, read, read_at, size
 from gossipml.errors import RemoteError, UserError
 from gossipml.models import merkle
 from gossipml.models.artifact import read_file_header
@@ -54,7 +53,7 @@ def export(home: Path, version: bytes, target: Path) -> Manifest:
     layer = _layer(home, manifest)
     if target.is_dir():
         target = target / f"{manifest.name}-{version.hex()[:12]}.safetensors"
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f".{target.name[:200]}.{fresh_name()}.tmp")
     try:
         with open(temporary, "xb", buffering=0) as file:
             for index in range(merkle.piece_count(manifest.size)):
@@ -82,7 +81,7 @@ def stage(source: Path, home: Path) -> str:
         raise UserError(f"{source} has {readable(length)}; the largest version has {readable(merkle.MAX_SIZE)}")
     if (room := free(home / INCOMING)) < length:
         raise UserError(f"{source} has {readable(length)}, but {home} has only {readable(room)} free; free some space")
-    name = f"{INCOMING}/{secrets.token_hex(8)}.import"
+    name = f"{INCOMING}/{fresh_name()}.import"
     target = home / name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -121,6 +121,11 @@ def free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def fresh_name() -> str:
+    """A file name that nobody else has."""
+    return secrets.token_hex(8)
+
+
 def fsync(path: Path) -> None:
     _fsync(path, os.O_RDWR)
 
