@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Sequence
 
 from kademlia.node import Node
@@ -154,7 +154,6 @@ class Table(RoutingTable):  # type: ignore[misc]
             return None
         entry = Contact(contact, now)
         self._take_address(contact)
-        self._by_id = None
         while not bucket.add_node(entry):
             if not self._splits(bucket):
                 return next(iter(bucket.nodes.values()))  # the one not heard from for longest
@@ -162,6 +161,11 @@ class Table(RoutingTable):  # type: ignore[misc]
             self.split_bucket(self.buckets.index(bucket))
             bucket = self.bucket_of(contact.node)
         self.additions += 1
+        if self._by_id is not None:
+            ids, contacts = self._by_id
+            if entry.long_id not in contacts:
+                insort(ids, entry.long_id)
+            contacts[entry.long_id] = contact
         return None
 
     def heard(self, node: bytes, now: float) -> None:
@@ -242,6 +246,7 @@ class Table(RoutingTable):  # type: ignore[misc]
         return [bucket for bucket in self.buckets if now - bucket.looked_up >= after]
 
     def split_bucket(self, index: int) -> None:
+        self._by_id = None  # some may have moved up from the replacements
         self.buckets[index : index + 1] = self.buckets[index].split()
         self._lows = [bucket.range[0] for bucket in self.buckets]
 

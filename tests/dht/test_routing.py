@@ -43,6 +43,50 @@ def test_nearest_is_exact_for_any_target_and_count(seed: int) -> None:
         assert table.nearest(target, count, exclude=exact[0].node) == skipped[:count]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_nearest_stays_exact_while_contacts_come_move_and_go(seed: int) -> None:
+    rng = random.Random(seed)
+    table = Table(OWN, LOCAL)
+    known: list[NodeContact] = []
+    for number in range(1500):
+        match rng.randrange(6) if known else 0:
+            case 0 | 1 | 2:
+                known.append(contact(rng, number))
+                table.add(known[-1], 0.0)
+            case 3:  # to a new address, or to one where another was
+                index = rng.randrange(len(known))
+                there = rng.choice((contact(rng, 5000 + number), rng.choice(known))).address
+                known[index] = NodeContact(known[index].node, there)
+                table.add(known[index], 0.0)
+            case 4:
+                gone = rng.choice(known)
+                table.missed(gone)
+                table.missed(gone)
+            case _:
+                banned = rng.choice(known).node
+                table.remove_all(lambda node, banned=banned: node == banned)  # type: ignore[misc]
+        held = [entry.contact for entry in table.contacts()]
+        target = rng.randbytes(20)
+        assert table.nearest(target, 20) == sorted(held, key=lambda c: distance(c.node, target))[:20]
+        assert len({c.address for c in held}) == len(held)  # one node an address
+
+
+def test_the_reach_is_where_the_nearest_of_a_key_end() -> None:
+    rng = random.Random(1)
+    table = Table(OWN, LOCAL)
+    for number in range(19):
+        table.add(contact(rng, number), 0.0)
+    assert table.reach() == 2**160 - 1  # everybody is a holder
+    everybody = [contact(rng, number) for number in range(1000)]
+    for one in everybody:
+        table.add(one, 0.0)
+    within = []
+    for _ in range(50):
+        key = rng.randbytes(20)
+        within.append(sum(distance(one.node, key) <= table.reach() for one in everybody))
+    assert 10 < sum(within) / 50 < 40
+
+
 def test_buckets_stay_disjoint_and_hold_what_is_in_their_range() -> None:
     rng = random.Random(1)
     table = Table(OWN, LOCAL)
