@@ -32,7 +32,8 @@ Line = dict[str, Any]  # Any: a JSON object of the endpoint
 @app.command("list", epilog="Example: gossipml models list")
 def list_models(context: typer.Context, as_json: Json = False) -> None:
     """List the models of the network: latest version, live replicas, whether this peer has it."""
-    models = ask(context.obj.home.require_run_info(), "/v1/models")["models"]
+    info = context.obj.home.require_run_info()
+    models = ask(info, "/v1/models")["models"]
     if as_json:
         print_json(models)
         return
@@ -42,8 +43,12 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
         _print_table(published, "name", "version", "height", "made", "size", "replicas", "here", "accuracy", "note")
     else:
         print("no model has been published yet")
+    trains = bool(unpublished) and ask(info, "/v1/status")["trains"]
     for name in unpublished:
-        print(f"{name} is in training here; its first version comes by itself, or now: gossipml models publish {name}")
+        if trains:
+            print(f"{name} trains here; its first version comes by itself, or now: gossipml models publish {name}")
+        else:
+            print(f"{name} is to be served here and has no version yet; start a peer that trains it")
 
 
 @app.command("show", epilog="Example: gossipml models show digits-mlp")
