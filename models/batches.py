@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from gossipml.errors import UserError
-from gossipml.models.data import Labelled
+from gossipml.models.dataset import Labelled
 from gossipml.models.spec import Array, Spec
 
 INGEST_ONCE = 16 << 20  # bytes: digits whole, a hundredth of what mnist would take in all
 
 
 class Samples:
-    """Raw samples and targets as tensors on demand."""
+    """Raw samples and targets as tensors on demand; a stream of samples is read batch by batch."""
 
     def __init__(self, spec: Spec, labelled: Labelled, device: torch.device) -> None:
         self._spec = spec
@@ -30,7 +30,7 @@ class Samples:
         self._ingested: torch.Tensor | None = None
         first = ingest(spec, samples[:1])
         if first.nbytes * len(samples) <= INGEST_ONCE:
-            self._ingested = torch.from_numpy(ingest(spec, samples)).to(device)
+            self._ingested = torch.from_numpy(ingest(spec, samples[:])).to(device)
 
     def __len__(self) -> int:
         return len(self._targets)

@@ -1,7 +1,15 @@
-"""The models that come with gossipml: `digits-mlp`, `mnist-mlp`, `xor`.
+"""The models that come with gossipml, by name. Pictures are in `builtin_pictures`, tables in `builtin_tables`.
 
-Their batch, learning rate and momentum come from `benchmarks/train_speed.py` and from averaging over 4 and 10
-peers with uneven parts: the same numbers serve one process with all the data.
+| name | what |
+|---|---|
+| `xor` | exclusive or of two bits: 2-8-1 |
+| `digits-mlp` | the 8x8 digits of scikit-learn: 64-64-10 |
+| `mnist-mlp` | 28x28 digits: 784-100-10 |
+| `mnist-dense` | the same with dropout: 784-128-10 |
+| `mnist-wide`, `mnist-wide-mse` | the same, 784-512-256-10, with cross-entropy and with mean squared error |
+| `cifar-cnn` | 32x32 pictures, two convolutions with batch norm |
+| `horses-humans` | 300x300 pictures, five convolutions |
+| `logistic`, `linear` | regression on a table of any width, to classes and to values |
 """
 
 from __future__ import annotations
@@ -11,51 +19,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gossipml.models.spec import Array, Classifier, Json, Sgd, TensorSpec
+from gossipml.models.builtin_pictures import (
+    CifarCnn,
+    DigitsMlp,
+    HorsesHumans,
+    MnistDense,
+    MnistMlp,
+    MnistWide,
+    MnistWideMse,
+)
+from gossipml.models.builtin_tables import Linear, Logistic
+from gossipml.models.spec import Array, Json, Sgd, Spec, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-DIGITS = tuple("0123456789")
-
-
-class DigitsMlp(Classifier):
-    """8x8 pictures of digits, 64 values from 0 to 16: 64-64-10."""
-
-    name = "digits-mlp"
-    data = "digits"
-    input_shape = (64,)
-    labels = DIGITS
-    batch = 16
-    learning_rate = 0.05
-    momentum = 0.9
-
-    def build(self) -> torch.nn.Module:
-        return _perceptron(64, 64, 10)
-
-    def ingest(self, samples: Array) -> Array:
-        return np.multiply(samples.reshape(len(samples), 64), np.float32(1 / 16), dtype=np.float32)
-
-
-class MnistMlp(Classifier):
-    """28x28 pictures of digits, 784 values from 0 to 255: 784-100-10.
-
-    The rate is where four peers gain most over one process (350 steps each against 800 to 95 %), at some cost under
-    labels:4 (0.952 after 60 rounds of 50 steps, 0.966 with 0.07).
-    """
-
-    name = "mnist-mlp"
-    input_shape = (784,)
-    labels = DIGITS
-    batch = 32
-    learning_rate = 0.1
-    momentum = 0.9
-
-    def build(self) -> torch.nn.Module:
-        return _perceptron(784, 100, 10)
-
-    def ingest(self, samples: Array) -> Array:
-        return np.multiply(samples.reshape(len(samples), 784), np.float32(1 / 255), dtype=np.float32)
+__all__ = ["BUILTIN", "DigitsMlp", "MnistMlp", "Xor"]
 
 
 class Xor:
@@ -93,10 +72,16 @@ class Xor:
         return Sgd(learning_rate=0.5, momentum=0.9)
 
 
-def _perceptron(inputs: int, hidden: int, outputs: int) -> torch.nn.Module:
-    from torch import nn
-
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
-
-
-BUILTIN = {spec.name: spec for spec in (DigitsMlp, MnistMlp, Xor)}
+_ALL = (
+    Xor,
+    DigitsMlp,
+    MnistMlp,
+    MnistDense,
+    MnistWide,
+    MnistWideMse,
+    CifarCnn,
+    HorsesHumans,
+    Logistic,
+    Linear,
+)
+BUILTIN: dict[str, type[Spec]] = {spec.name: spec for spec in _ALL}

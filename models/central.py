@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from gossipml.errors import UserError
-from gossipml.models.data import Dataset, check_fit, load_source, take_part
+from gossipml.models.data import Dataset, load_source, prepare, take_part
 from gossipml.models.partition import Part, Rule
 from gossipml.models.registry import load_spec
 from gossipml.models.spec import Spec
@@ -48,7 +48,7 @@ def train_central(
 
     Looks at the accuracy `every` so many steps. Torch's number of threads is the caller's choice.
     """
-    check_fit(spec, data)
+    spec, data = prepare(spec, data)
     trainer = LocalTrainer(spec, take_part(data, Rule("iid"), Part(1, 1), seed), network_id=network_id, seed=seed)
     seconds = 0.0
     steps = max(1, round(epochs * trainer.sample_counts["train"] / trainer.batch))

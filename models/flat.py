@@ -25,7 +25,7 @@ import torch
 from gossipml import codec
 from gossipml.errors import UserError
 from gossipml.models.encoding import MAX_MAGNITUDE
-from gossipml.models.spec import Spec
+from gossipml.models.spec import Spec, agreement
 from gossipml.models.trainer import Layout
 
 ORDER = "linear weights transposed"  # part of the digest: another order must not be averaged with this one
@@ -153,7 +153,7 @@ def build_flat(
 
 def layout_of(spec: Spec, module: torch.nn.Module) -> Layout:
     """Size and digest of the flat vector. UserError when the module has no such vector."""
-    fields: list[object] = [spec.name, ORDER]
+    fields: list[object] = [spec.name, ORDER, agreement(spec)]
     size = 0
     for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
         for name, tensor in named:

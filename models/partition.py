@@ -5,6 +5,8 @@
   drawn again while a part is too small, and after REDRAWS tries filled up from the largest part.
 - `labels:K`: at most K classes a peer, dealt in turn from one shuffled order, so that all classes are covered
   when N * K reaches their number (samples of a class that nobody holds belong to nobody).
+- `shards:K`: the samples in the order of their class, cut into N * K shards of equal size, K random ones a peer
+  (McMahan et al. 2017, section 3): mostly K classes a peer, and parts of equal size. Of values in their order, too.
 
 Every part is computed by every peer from the seed alone and is the same everywhere: parts never overlap, and
 under `iid` and `dirichlet` they cover everything. Randomness is numpy's `RandomState` over PCG64, because its
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +30,17 @@ REDRAWS = 20  # enough for 100 parts of MNIST at ALPHA 0.5; smaller ALPHA is fil
 MAX_PARTS = 100_000
 ALPHA_BOUNDS = (0.01, 1e6)  # below: float64 gamma draws underflow; above: it is `iid`
 VALIDATION_SHARE = 0.1
+RULES = ("iid", "dirichlet:ALPHA", "labels:K", "shards:K")
 
 Indices = NDArray[np.int64]
+Targets: TypeAlias = "NDArray[np.int64] | NDArray[np.float32]"
 
 
 @dataclass(frozen=True)
 class Rule:
     """A parsed RULE; `value` is ALPHA or K."""
 
-    kind: Literal["iid", "dirichlet", "labels"]
+    kind: Literal["iid", "dirichlet", "labels", "shards"]
     value: float = 0.0
 
 
@@ -66,7 +70,11 @@ def parse_rule(text: str) -> Rule:
         if not argument.isascii() or not argument.isdigit() or len(argument) > 6 or int(argument) < 1:
             raise UserError(f"labels takes a number of classes from 1, not {argument!r}; try labels:4")
         return Rule("labels", int(argument))
-    raise UserError(f"there is no split rule {text!r}; {nearest(name, ['iid', 'dirichlet:ALPHA', 'labels:K'])}")
+    if name == "shards":
+        if not argument.isascii() or not argument.isdigit() or len(argument) > 4 or int(argument) < 1:
+            raise UserError(f"shards takes a number of shards a peer from 1 to 9999, not {argument!r}; try shards:2")
+        return Rule("shards", int(argument))
+    raise UserError(f"there is no split rule {text!r}; {nearest(name, RULES)}")
 
 
 def parse_part(text: str) -> Part:
@@ -82,12 +90,12 @@ def parse_part(text: str) -> Part:
     return part
 
 
-def part_indices(targets: NDArray[np.int64], classes: int, rule: Rule, part: Part, seed: int) -> Indices:
+def part_indices(targets: Targets, classes: int, rule: Rule, part: Part, seed: int) -> Indices:
     """The samples of one part, in ascending order."""
     return split_indices(targets, classes, rule, part.count, seed)[part.index - 1]
 
 
-def split_indices(targets: NDArray[np.int64], classes: int, rule: Rule, count: int, seed: int) -> list[Indices]:
+def split_indices(targets: Targets, classes: int, rule: Rule, count: int, seed: int) -> list[Indices]:
     """The samples of all parts, each in ascending order and none empty. UserError when that is impossible."""
     smallest = min(MIN_PART, len(targets))
     if count * smallest > len(targets):
@@ -95,6 +103,8 @@ def split_indices(targets: NDArray[np.int64], classes: int, rule: Rule, count: i
             f"{len(targets)} samples cannot be divided into {count} parts of at least {smallest}; "
             f"at most {len(targets) // smallest} parts"
         )
+    if targets.dtype.kind == "f" and rule.kind in ("dirichlet", "labels"):
+        raise UserError(f"{rule.kind} divides by class, and these targets are values; use iid, or shards:K")
     rng = _random(seed, "split")
     match rule.kind:
         case "iid":
@@ -103,6 +113,8 @@ def split_indices(targets: NDArray[np.int64], classes: int, rule: Rule, count: i
             parts = _split_dirichlet(targets, classes, rule.value, count, smallest, rng)
         case "labels":
             parts = _split_labels(targets, classes, int(rule.value), count, rng)
+        case "shards":
+            parts = _split_shards(targets, int(rule.value), count, rng)
     return [np.sort(indices).astype(np.int64) for indices in parts]
 
 
@@ -122,7 +134,7 @@ def _random(seed: int, purpose: str, *numbers: int) -> np.random.RandomState:
 
 
 def _split_dirichlet(
-    targets: NDArray[np.int64],
+    targets: Targets,
     classes: int,
     alpha: float,
     count: int,
@@ -159,15 +171,16 @@ def _fill_up(parts: list[Indices], smallest: int) -> list[Indices]:
 
 
 def _split_labels(
-    targets: NDArray[np.int64], classes: int, per_part: int, count: int, rng: np.random.RandomState
+    targets: Targets, classes: int, per_part: int, count: int, rng: np.random.RandomState
 ) -> list[Indices]:
-    if per_part > classes:
-        raise UserError(f"labels:{per_part}: there are {classes} classes; use labels:1 to labels:{classes}")
-    order = rng.permutation(classes)
+    present = np.flatnonzero(np.bincount(targets.astype(np.int64), minlength=classes))  # a source may lack some
+    if per_part > len(present):
+        raise UserError(f"labels:{per_part}: there are {len(present)} classes; use labels:1 to labels:{len(present)}")
+    order = present[rng.permutation(len(present))]
     holders: list[list[int]] = [[] for _ in range(classes)]
     for number in range(count):
         for place in range(per_part):
-            holders[order[(number * per_part + place) % classes]].append(number)
+            holders[order[(number * per_part + place) % len(present)]].append(number)
     pieces: list[list[Indices]] = [[] for _ in range(count)]
     for label, held_by in enumerate(holders):
         members = rng.permutation(np.flatnonzero(targets == label))
@@ -177,3 +190,20 @@ def _split_labels(
     if min(map(len, parts)) == 0:
         raise UserError(f"labels:{per_part}: some class has too few samples for {count} parts; use fewer parts")
     return parts
+
+
+def _split_shards(targets: Targets, per_part: int, count: int, rng: np.random.RandomState) -> list[Indices]:
+    if count * per_part > len(targets):
+        most = max(1, len(targets) // count)
+        raise UserError(
+            f"shards:{per_part}: {len(targets)} samples cannot be cut into {count * per_part} shards; use shards:1 to "
+            f"shards:{most}"
+        )
+    shuffled = rng.permutation(len(targets))  # which samples of a class share a shard is random, too
+    ordered = shuffled[np.argsort(targets[shuffled], kind="stable")]
+    shards = np.array_split(ordered, count * per_part)
+    dealt = rng.permutation(len(shards))
+    return [
+        np.concatenate([shards[shard] for shard in dealt[number * per_part : (number + 1) * per_part]])
+        for number in range(count)
+    ]

@@ -15,7 +15,8 @@
         def ingest(self, samples):
             return samples.astype("float32") / 16
 
-`gossipml peer start --model my_model.py:Spec` trains it. `build` draws its initial parameters from torch's
+`gossipml peer start --model my_model.py:Spec` trains it; `gossipml models new my_model.py` writes a longer one to
+begin with. `build` draws its initial parameters from torch's
 global generator alone: it is seeded so that every peer of a network starts from the same ones.
 
 This file imports torch inside functions only, so that names and shapes are known without it.
@@ -27,7 +28,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +75,24 @@ class Sgd:
     learning_rate: float
     momentum: float = 0.0
     weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a data source shows before training."""
+
+    source: str
+    sample_shape: tuple[int, ...]
+    labels: tuple[str, ...]
+    """Names of the classes; empty where the targets are values."""
+    features: tuple[str, ...]
+    """Names of the values of a sample; empty where they have none."""
+    mean: tuple[float, ...]
+    """Of each value of a row of a table, over the train part; empty for pictures and the like."""
+    scale: tuple[float, ...]
+    """Their standard deviations, 1 for a constant."""
+    target_mean: float
+    target_scale: float
 
 
 class Spec(Protocol):
@@ -124,8 +143,32 @@ class Spec(Protocol):
     def optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer | Sgd: ...
 
 
+class Adaptive(Spec, Protocol):
+    """A model whose numbers of inputs and outputs depend on the data."""
+
+    def adapt(self, facts: Facts) -> Spec:
+        """The model for this source; UserError when there is none."""
+
+
+def adapts(spec: Spec) -> TypeGuard[Adaptive]:
+    """Whether the model takes its shape from the data."""
+    return callable(getattr(spec, "adapt", None))
+
+
+def agreement(spec: Spec) -> list[str | float]:
+    """What two peers must have alike beside the shapes, or their averages mean nothing: the classes and values in
+    their order, and the normalisation where the specification fixes one. Part of the layout's digest; a model that
+    is no `Classifier` may say more as `agreed`."""
+    given = getattr(spec, "agreed", ())
+    return [float(value) if isinstance(value, float | int) else str(value) for value in given]
+
+
 class Classifier:
-    """A model that gives one score per class: cross-entropy, accuracy, SGD with momentum."""
+    """A model that gives one score per class: cross-entropy, accuracy, SGD with momentum.
+
+    `ingest` brings samples into `input_shape`, and subtracts `mean` and divides by `scale` where they are given (a
+    number for all values, or one for each).
+    """
 
     name: str = ""
     data: str = ""
@@ -133,8 +176,17 @@ class Classifier:
     input_shape: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    mean: tuple[float, ...] | float = 0.0
+    scale: tuple[float, ...] | float = 1.0
     learning_rate: float = 0.05
     momentum: float = 0.9
+    weight_decay: float = 0.0
+
+    @property
+    def agreed(self) -> tuple[str | float, ...]:
+        """See `agreement`."""
+        mean, scale = (np.ravel(values).tolist() for values in (self.mean, self.scale))
+        return (*self.labels, "|", *self.features, "|", *mean, "|", *scale)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -151,7 +203,10 @@ class Classifier:
         raise UserError(f"the model {self.name!r} has no build(); return the torch module from it")
 
     def ingest(self, samples: Array) -> Array:
-        return np.asarray(samples, dtype=np.float32).reshape(len(samples), *self.input_shape)
+        shaped = np.asarray(samples, dtype=np.float32).reshape(len(samples), *self.input_shape)
+        if not np.any(self.mean) and np.all(np.equal(self.scale, 1.0)):
+            return shaped
+        return standardise(shaped, self.mean, self.scale)
 
     def egest(self, outputs: Array) -> list[dict[str, Json]]:
         shifted = np.exp(outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True))
@@ -170,7 +225,15 @@ class Classifier:
         return {"accuracy": float((outputs.argmax(1) == targets).float().mean())}
 
     def optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer | Sgd:
-        return Sgd(self.learning_rate, self.momentum)
+        return Sgd(self.learning_rate, self.momentum, self.weight_decay)
+
+
+def standardise(samples: Array, mean: tuple[float, ...] | float, scale: tuple[float, ...] | float) -> Array:
+    """(samples - mean) / scale along the last axis, as float32 (n, ...). In float64 between: years differ by less
+    than float32 keeps of their squares."""
+    exact = np.asarray(samples, dtype=np.float64)
+    standard: Array = ((exact - np.asarray(mean)) / np.asarray(scale)).astype(np.float32)
+    return standard
 
 
 _METHODS: Final = ("build", "ingest", "egest", "loss", "metrics", "optimiser")
@@ -201,12 +264,27 @@ def check_interface(candidate: object, where: str) -> Spec:
     if not isinstance(spec.batch, int) or isinstance(spec.batch, bool) or not 1 <= spec.batch <= 1 << 20:
         raise UserError(f"{where}: batch is {spec.batch!r}; it is a whole number from 1 to {1 << 20}")
     _check_tensors(spec, where)
+    if isinstance(candidate, Classifier):
+        _check_normalisation(candidate, where)
     return spec
 
 
 def sample_shape(spec: Spec) -> tuple[int, ...]:
     """Shape of one raw sample of a request."""
     return spec.inputs[0].shape[1:]
+
+
+def _check_normalisation(spec: Classifier, where: str) -> None:
+    last = spec.input_shape[-1] if spec.input_shape else 1
+    for name, values in (("mean", spec.mean), ("scale", spec.scale)):
+        try:
+            numbers = np.ravel(np.asarray(values, dtype=np.float64))
+        except (ValueError, TypeError):
+            numbers = np.empty(0)
+        if len(numbers) not in (1, last) or not np.isfinite(numbers).all() or (name == "scale" and not numbers.all()):
+            raise UserError(
+                f"{where}: {name} is one finite number, or {last} of them{', none of them 0' * (name == 'scale')}"
+            )
 
 
 def _check_tensors(spec: Spec, where: str) -> None:

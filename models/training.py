@@ -21,12 +21,11 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from gossipml.errors import RemoteError, UserError
 from gossipml.models import published, state
 from gossipml.models.batches import Samples, ShuffledOrder
-from gossipml.models.data import LocalData
+from gossipml.models.dataset import LocalData, Targets
 from gossipml.models.encoding import decode_into, encode_into, encoded_size
 from gossipml.models.flat import build_flat
 from gossipml.models.merging import ClippingBound, check_weight, clipping_factor
@@ -299,8 +298,11 @@ def _finish(job: Generator[None, None, T]) -> T:
             return result
 
 
-def _distance_of_classes(local: NDArray[np.int64], common: NDArray[np.int64]) -> float:
-    """Total variation distance between the shares of the classes, 0 to 1."""
+def _distance_of_classes(local: Targets, common: Targets) -> float:
+    """Total variation distance between the shares of the classes, 0 to 1; 0 where targets are values."""
+    if local.dtype.kind == "f":
+        return 0.0
+    local, common = local.astype(np.int64), common.astype(np.int64)
     count = int(max(local.max(), common.max())) + 1
     ours, all_of_them = (np.bincount(targets, minlength=count) / len(targets) for targets in (local, common))
     return float(np.abs(ours - all_of_them).sum() / 2)

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 
 from gossipml import codec
 from gossipml.errors import GossipmlError, LocalError, UserError
-from gossipml.models.data import LocalData, check_fit, load_source, take_part
+from gossipml.models.data import LocalData, load_source, prepare, take_part
 from gossipml.models.encoding import encoded_size
 from gossipml.models.partition import Part, Rule, parse_part, parse_rule
 from gossipml.models.registry import load_spec
-from gossipml.models.spec import Spec, TensorSpec
+from gossipml.models.spec import Spec, TensorSpec, adapts
 from gossipml.models.worker_wire import FrameReader, SharedView, pack_frame
 
 if TYPE_CHECKING:
@@ -190,11 +190,12 @@ class _Worker:
         threads = codec.get_int(fields, "threads", low=1, high=MAX_THREADS)
         spec = load_spec(codec.get_str(fields, "model", limit=4096))
         source, local = "", None
-        if self._trains:
+        if self._trains or adapts(spec):  # who only serves needs the shape, where that comes from the data
             source = codec.get_str(fields, "source", limit=4096) or spec.data
-            local = _load_part(spec, source, rule, part, seed)
+            spec, local = _load_part(spec, source, rule, part, seed)
         network = codec.get_bytes(fields, "network")
         device = codec.get_str(fields, "device")
+        local = local if self._trains else None
         self._model, where = _make_model(spec, local, network, seed * 1_000_003 + part.index, threads, device)
         layout = self._model.layout
         return {
@@ -270,13 +271,12 @@ class _Worker:
             os._exit(0)  # the daemon is gone
 
 
-def _load_part(spec: Spec, source: str, rule: Rule, part: Part, seed: int) -> LocalData:
-    """This peer's part of the data; the rest is let go before torch comes."""
+def _load_part(spec: Spec, source: str, rule: Rule, part: Part, seed: int) -> tuple[Spec, LocalData]:
+    """The model as it is on the data, and this peer's part of them; the rest is let go before torch comes."""
     if not source:
         raise UserError(f"the model {spec.name!r} has no data of its own; name it, for example --data mnist:DIR")
-    data = load_source(source)
-    check_fit(spec, data)
-    return take_part(data, rule, part, seed)
+    spec, data = prepare(spec, load_source(source))
+    return spec, take_part(data, rule, part, seed)
 
 
 def _make_model(

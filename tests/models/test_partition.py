@@ -82,7 +82,7 @@ def test_a_tenth_is_held_out_and_in_no_other_set(digits: Dataset) -> None:
     assert len(validation) == len(indices) // 10
     assert np.array_equal(np.sort(np.concatenate([train, validation])), indices)
     local = take_part(digits, Rule("iid"), Part(2, 4), 0)
-    assert np.array_equal(local.train.inputs, digits.train.inputs[train])
+    assert np.array_equal(local.train.inputs[:], digits.train.inputs[train])
     assert len(local.test) == len(digits.test)
 
 

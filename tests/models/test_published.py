@@ -79,7 +79,7 @@ def test_an_export_loads_into_a_plain_module_and_answers_the_same(digits: Datase
     module = spec.build()
     module.load_state_dict(safetensors.torch.load(export.content), strict=True)
     module.eval()
-    inputs = torch.from_numpy(spec.ingest(digits.test.inputs))
+    inputs = torch.from_numpy(spec.ingest(digits.test.inputs[:]))
     with torch.inference_mode():
         right = (module(inputs).argmax(1) == torch.from_numpy(digits.test.targets)).float().mean()
     assert float(right) == pytest.approx(export.evaluation.accuracy, abs=1e-6)

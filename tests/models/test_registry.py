@@ -54,7 +54,7 @@ def test_an_import_path_is_found_in_the_working_folder(tmp_path: Path, monkeypat
     "model, says",
     [
         ("digit-mlp", "did you mean 'digits-mlp'"),
-        ("resnet", "there are digits-mlp, mnist-mlp, xor"),
+        ("resnet", "there are cifar-cnn, digits-mlp, horses-humans"),
         ("", "there is no model ''"),
         ("no_such_file.py:Spec", "there is no file 'no_such_file.py'"),
         ("no_such_file.py:", "names no object after the colon"),
