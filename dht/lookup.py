@@ -8,7 +8,10 @@ ones get a little longer, so that a datagram sent a second time is waited for.
 
 Against eclipse: an answer counts only when the caller has proof of the node id; one network (/24, /48) holds at
 most two of the `k` places; a node for which several addresses are told is tried at another one when the first
-is silent; the number of queries is bounded, whatever inventions the answers hold.
+is silent; the number of queries is bounded, whatever inventions the answers hold; and where more than `k` nodes are
+within `reach` of the target, a distance within which far fewer are to be expected, ids have been ground, and up to
+twice as many count, so that honest ones are among them. (S/Kademlia's disjoint paths, all into one list: a path
+that liars have taken over adds their ids, and takes none away.)
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ ALPHA = 3
 MAX_CANDIDATES = 8 * K  # the nearest of those heard of; bounds memory and sorting
 MAX_QUERIES = 6 * K  # an honest lookup among millions of nodes asks fewer
 MAX_ADDRESSES = 3  # told for one node id
+CROWD = 2  # times k nodes at most, where more than k are within reach
 PATIENCE = 3  # soft waits until a slow node is late: one for the answer, one for that to the second datagram, one spare
 
 
@@ -62,6 +66,7 @@ class Lookup:
         k: int = K,
         alpha: int = ALPHA,
         wide: bool = False,
+        reach: int = 0,
     ) -> None:
         self.target = target
         self.queries = 0
@@ -71,6 +76,7 @@ class Lookup:
         self._k = k
         self._alpha = alpha
         self._wide = wide
+        self._reach = reach
         self._candidates: dict[NodeId, _Candidate] = {}
         self._under_way: dict[NodeId, _Candidate] = {}  # asked or slow
         self._cached: list[_Candidate] | None = None  # the window, until somebody enters or leaves it
@@ -149,16 +155,16 @@ class Lookup:
         return min((c.soft if c.state is State.ASKED else c.late for c in self._under_way.values()), default=None)
 
     def nearest(self) -> list[NodeContact]:
-        """Those of the `k` nearest that answered, nearest first."""
+        """Those of the `k` nearest, and of whoever else is within reach, that answered; nearest first."""
         return [candidate.contact for candidate in self._window() if candidate.state is State.ANSWERED]
 
     def _window(self) -> list[_Candidate]:
-        """The `k` nearest that may still count, at most two a network."""
+        """The `k` nearest that may still count and whoever else is within reach, at most two a network."""
         if self._cached is not None:
             return self._cached
         window: list[_Candidate] = []
         taken: dict[str, int] = {}
-        for _, node in self._order:
+        for distance, node in self._order:
             candidate = self._candidates[node]
             if candidate.state in OUT:
                 continue
@@ -167,9 +173,9 @@ class Lookup:
                 if taken.get(group, 0) >= MAX_PER_NETWORK:
                     continue
                 taken[group] = taken.get(group, 0) + 1
-            window.append(candidate)
-            if len(window) == self._k:
+            if len(window) >= self._k and (distance > self._reach or len(window) >= CROWD * self._k):
                 break
+            window.append(candidate)
         self._cached = window
         return window
 

@@ -231,11 +231,15 @@ class Table(RoutingTable):  # type: ignore[misc]
         return [contact for contact in map(contacts.__getitem__, near) if contact.node != exclude][:count]
 
     def reach(self) -> int:
-        """How far from a key its `k` nearest nodes are, about: as far as ours are from us."""
-        near = self.nearest(self.node.id, self.ksize)
-        if len(near) < self.ksize:
+        """How far from a key its `k` nearest nodes are, about: half as far as our 2 k nearest are from us.
+
+        Everything, when there are no more than that. Twice as many as needed are looked at, so that `k` ids ground
+        to be near us make the reach half as long at worst.
+        """
+        near = self.nearest(self.node.id, 2 * self.ksize)
+        if len(near) < 2 * self.ksize:
             return (1 << ID_BITS) - 1
-        return int.from_bytes(near[-1].node, "big") ^ int(self.node.long_id)
+        return (int.from_bytes(near[-1].node, "big") ^ int(self.node.long_id)) // 2
 
     def looked_up(self, target: bytes, now: float) -> None:
         """A lookup went through the bucket of `target`, which is therefore not lonely."""

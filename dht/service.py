@@ -34,6 +34,7 @@ from gossipml.ids import NODE_ID_SIZE, Address, NodeId, checked_address
 MAX_OPERATIONS = 16  # lookups and puts at once; more wait
 MAX_KNOWN = 64  # addresses from the token and the last run
 MAX_LOST = 64  # contacts that left the table, to be tried again
+CROWDED = 0.5  # of the distance within which the k nearest of a key are to be expected: ten nodes, and rarely twenty
 FULL_ROUNDS = 4  # each finds nine of ten that were missing; a liar who says that he holds more costs no more
 PINGS_PER_UPKEEP = 8  # spreads the pings of a full table over a few minutes
 BOOTSTRAP_PAUSE = (2.0, 60.0)  # seconds between two searches for the network: first, longest
@@ -167,12 +168,12 @@ class Dht:
             return False
 
         async with self._operations:
-            search = self._search(record.key, question, heard, wide=True)
+            search = self._search(record.key, question, heard, wide=True, reach=reach)
             await self._run(search)
             holders = search.lookup.nearest()
             stored = 0
             if len(holders) < self._config.k or distance(self.id) < distance(holders[-1].node):
-                holders = holders[: self._config.k - 1]
+                holders = holders[: max(len(holders), self._config.k) - 1]
                 stored += self._node.storage.offer(record, self._env.clock.wall()).held
             told = sum(holder.node in outcomes and outcomes[holder.node].held for holder in holders)
             untold = [holder for holder in holders if holder.node not in outcomes]
@@ -205,7 +206,8 @@ class Dht:
         async with self._operations:
             take(Got(key, tuple(self._node.storage.get(key, self._env.clock.wall())), 0, ()))
             get = Get(key, self._config.k)
-            search = self._search(key, lambda contact: get, lambda contact, answer: take(answer), wide=full)
+            reach = self._node.table.reach()
+            search = self._search(key, lambda contact: get, lambda contact, answer: take(answer), wide=full, reach=reach)
             await self._run(search)
             for _ in range(FULL_ROUNDS if full else 0):
                 if len(best) >= most:
@@ -300,10 +302,13 @@ class Dht:
         heard: Callable[[NodeContact, Answer], bool] = lambda contact, answer: False,
         *,
         wide: bool = False,
+        reach: int = 0,
     ) -> Search:
         config, node = self._config, self._node
         seeds = node.table.nearest(target, 2 * config.k)
-        lookup = Lookup(target, self.id, seeds, node.networks, k=config.k, alpha=config.alpha, wide=wide)
+        lookup = Lookup(
+            target, self.id, seeds, node.networks, k=config.k, alpha=config.alpha, wide=wide, reach=int(reach * CROWDED)
+        )
         return Search(lookup, self._calls, self._env.clock, lambda: node.soft_wait, question, heard)
 
     async def _run(self, search: Search) -> None:

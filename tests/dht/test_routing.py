@@ -74,7 +74,7 @@ def test_nearest_stays_exact_while_contacts_come_move_and_go(seed: int) -> None:
 def test_the_reach_is_where_the_nearest_of_a_key_end() -> None:
     rng = random.Random(1)
     table = Table(OWN, LOCAL)
-    for number in range(19):
+    for number in range(39):
         table.add(contact(rng, number), 0.0)
     assert table.reach() == 2**160 - 1  # everybody is a holder
     everybody = [contact(rng, number) for number in range(1000)]

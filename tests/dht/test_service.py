@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import random
 from collections.abc import Callable
@@ -13,12 +14,13 @@ import trio
 
 from gossipml.dht import records
 from gossipml.dht.config import DhtConfig
-from gossipml.dht.messages import Find, Found, Get, Got, NodeContact
+from gossipml.dht.messages import Find, Found, Get, Got, NodeContact, Store, Stored
 from gossipml.dht.node import Check
-from gossipml.dht.records import Kind, sign_record
+from gossipml.dht.records import Kind, Outcome, sign_record
 from gossipml.dht.service import Dht, running
 from gossipml.env import Datagrams
 from gossipml.env.link import Link, fixed, uniform
+from gossipml.identity import Identity
 from gossipml.ids import Address, NodeId
 
 if TYPE_CHECKING:
@@ -315,15 +317,18 @@ def test_errors_of_the_network_are_waited_out(simulate: Simulate) -> None:
     simulate(scenario)
 
 
+def lie(member: Member, liars: list[Member]) -> None:
+    """From now on the member tells of liars alone, takes every record, and gives none."""
+    contacts = tuple(NodeContact(liar.dht.id, liar.dht.local) for liar in liars if liar is not member)[:20]
+    handlers = member.dht._node._handlers
+    handlers[Find] = lambda question, sender, wall: Found(contacts)
+    handlers[Get] = lambda question, sender, wall: Got(question.key, (), 0, contacts)
+    handlers[Store] = lambda question, sender, wall: Stored(Outcome.STORED, contacts)
+
+
 def test_ids_ground_next_to_a_key_do_not_hide_what_is_under_it(simulate: Simulate) -> None:
     """20 honest nodes in networks of their own; 20 liars nearest to the key, in four networks, who tell only of
     each other and give nothing."""
-
-    def lie(member: Member, liars: list[Member]) -> None:
-        contacts = [NodeContact(liar.dht.id, liar.dht.local) for liar in liars]
-        handlers = member.dht._node._handlers
-        handlers[Find] = lambda question, sender, wall: Found(tuple(contacts[:20]))
-        handlers[Get] = lambda question, sender, wall: Got(question.key, (), 0, tuple(contacts[:20]))
 
     async def scenario(cluster: Cluster) -> None:
         def skip(count: int) -> None:  # machines that are never booted: each /24 of the world has 255
@@ -363,6 +368,40 @@ def test_ids_ground_next_to_a_key_do_not_hide_what_is_under_it(simulate: Simulat
         assert right >= 99
 
     simulate(scenario, config=DhtConfig(excepted_networks=()), link=Link(delay=uniform(0.001, 0.003)))
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_ids_ground_next_to_a_key_do_not_hide_it_where_networks_are_not_told_apart(
+    simulate: Simulate, count: int
+) -> None:
+    """Honest nodes and 20 liars on one home network, whose ids are ground until the 20 nearest are theirs."""
+    target = records.topic_key(b"the victim")
+    names = sorted((f"liar-{number}" for number in range(3000)), key=lambda name: _distance(name, target))[:20]
+
+    async def scenario(cluster: Cluster) -> None:
+        honest = [await cluster.start(f"honest-{index}") for index in range(count)]
+        liars = [await cluster.start(name) for name in names]
+        await trio.sleep(20)
+        for liar in liars:
+            lie(liar, liars)
+        rng = random.Random(1)
+        right = 0
+        for index in range(25):
+            key = target[:1] + rng.randbytes(19)
+            assert set(nearest(cluster, key, 20)) == {liar.dht.id for liar in liars}
+            owner = honest[index % count]
+            await owner.dht.put(cluster.announcement(owner, key))
+            await trio.sleep(1)
+            for step in (3, 7, 11, 16):
+                right += len(await honest[(index + step) % count].dht.get(key)) == 1
+        assert right >= 99
+
+    simulate(scenario, link=Link(delay=uniform(0.001, 0.003)))
+
+
+def _distance(name: str, target: bytes) -> int:
+    node = Identity(hashlib.sha256(name.encode()).digest()).node_id
+    return int.from_bytes(node, "big") ^ int.from_bytes(target, "big")
 
 
 # Ends
