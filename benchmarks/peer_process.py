@@ -22,6 +22,7 @@ from gossipml.daemon import run
 from gossipml.daemon.home import Home
 from gossipml.daemon.learner import LearnerConfig
 from gossipml.daemon.worker import WorkerTrainer, open_worker
+from gossipml.models.trainer import RoundReport
 
 
 async def wait_at(gate: Path, home: Home, worker: WorkerTrainer) -> None:
@@ -29,9 +30,9 @@ async def wait_at(gate: Path, home: Home, worker: WorkerTrainer) -> None:
     looks.mkdir()
     train, keeping = worker.train, 0.0
 
-    async def train_and_keep(steps: int):  # type: ignore[no-untyped-def]
+    async def train_and_keep(steps: int, encoding: str = "") -> RoundReport:
         nonlocal keeping
-        report = await train(steps)
+        report = await train(steps, encoding)
         begun = time.time()
         state = await worker.save()
         (looks / f"{begun - keeping:.4f}").write_bytes(state)
