@@ -114,11 +114,15 @@ class Catalogue:
 
         Normally that of `claim.version`; another one when the peer has moved on since it was asked. Not checked.
         """
-        salt = checked_name(name).encode()
-        for record in await self._dht.get(mutable_key(claim.public_key, salt)):
-            if record.kind is Kind.MUTABLE and record.public_key == claim.public_key and record.value != GONE:
-                return record.value
-        return None
+        key = mutable_key(claim.public_key, checked_name(name).encode())
+        manifest = None
+        for full in (False, True):  # a few liars may give an older record: then everybody is asked
+            for record in await self._dht.get(key, full=full):
+                if record.kind is Kind.MUTABLE and record.value != GONE:
+                    manifest = record.value
+                    if hashlib.sha256(manifest).digest() == claim.version:
+                        return manifest
+        return manifest
 
     # Providers
 

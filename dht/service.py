@@ -188,7 +188,7 @@ class Dht:
         best: dict[tuple[int, bytes], Record] = {}
         givers = most = 0
 
-        def take(answer: Answer) -> bool:
+        def take(contact: NodeContact | None, answer: Answer) -> bool:
             nonlocal givers, most
             if not isinstance(answer, Got):
                 return False
@@ -201,13 +201,15 @@ class Dht:
         async def ask_again(holder: NodeContact) -> None:
             answered = await self.call(holder, Get(key, 0))
             if answered is not None:
-                take(answered.answer)
+                take(holder, answered.answer)
 
         async with self._operations:
-            take(Got(key, tuple(self._node.storage.get(key, self._env.clock.wall())), 0, ()))
+            take(None, Got(key, tuple(self._node.storage.get(key, self._env.clock.wall())), 0, ()))
             get = Get(key, self._config.k)
             reach = self._node.table.reach()
-            search = self._search(key, lambda contact: get, lambda contact, answer: take(answer), wide=full, reach=reach)
+            search = self._search(
+                key, lambda contact: get, lambda contact, answer: take(answer), wide=full, reach=reach
+            )
             await self._run(search)
             for _ in range(FULL_ROUNDS if full else 0):
                 if len(best) >= most:

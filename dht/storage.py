@@ -1,9 +1,10 @@
 """The records that this node keeps for others: verified, bounded, sampled.
 
-Bounds: 64 records a key, 10,000 keys, 32 MB. When a key is full it keeps the publishers with the smallest keyed
-hash, under a secret of this node: each holder keeps another fair sample of a long list, and nobody can choose
-an identity that displaces others everywhere. When there are too many keys or bytes, the key farthest from our
-own id goes, as those nearer to it should hold it; a key that would itself be the farthest is refused.
+Bounds: 64 records a key, 10,000 keys, 32 MB; of one publisher 1,000 records, so that none fills a node alone. When
+a key is full it keeps the publishers with the smallest keyed hash, under a secret of this node: each holder keeps
+another fair sample of a long list, and nobody can choose an identity that displaces others everywhere. When there
+are too many keys or bytes, the key farthest from our own id goes, as those nearer to it should hold it; a key that
+would itself be the farthest is refused.
 
 Records are never handed on by a holder: only the owner republishes, so none outlives its signed expiry.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_RECORDS_PER_KEY = 64
 MAX_KEYS = 10_000
+MAX_OF_ONE = 1000  # records of a publisher: as many model versions; ten identities are needed to fill a node
 MAX_BYTES = 32 << 20  # 10,000 full keys would be 600 MB
 RECORD_COST = 400  # Python objects around the bytes of a record, about
 MAX_VERIFIED = 4096  # records remembered as verified: a full get of a long list, many times over
@@ -60,6 +62,7 @@ class Storage:
         self._verifier = verifier
         self._secret = secret
         self._records: dict[bytes, dict[tuple[int, bytes], Record]] = {}
+        self._of: Counter[bytes] = Counter()  # records by public key
         self._by_distance: list[tuple[int, bytes]] = []  # sorted: the farthest key is last
         self._unswept: list[bytes] = []
         self.bytes = 0
@@ -128,6 +131,8 @@ class Storage:
     def _has_room(self, record: Record, slots: dict[tuple[int, bytes], Record], wall: float) -> bool:
         if record.slot in slots:
             return True
+        if self._of[record.public_key] >= MAX_OF_ONE:
+            return False
         if slots:
             if len(slots) >= MAX_RECORDS_PER_KEY:
                 self._expire(record.key, wall)
@@ -152,6 +157,7 @@ class Storage:
         elif len(slots) >= MAX_RECORDS_PER_KEY:
             self._forget(slots, max(slots, key=self._rank))
         slots[record.slot] = record
+        self._of[record.public_key] += 1
         self.count += 1
         self.bytes += record.size + RECORD_COST
         while self.bytes > MAX_BYTES and len(self._by_distance) > 1:
@@ -161,8 +167,12 @@ class Storage:
         return int.from_bytes(key, "big") ^ self._own
 
     def _forget(self, slots: dict[tuple[int, bytes], Record], slot: tuple[int, bytes]) -> None:
-        self.bytes -= slots.pop(slot).size + RECORD_COST
+        gone = slots.pop(slot)
+        self.bytes -= gone.size + RECORD_COST
         self.count -= 1
+        self._of[gone.public_key] -= 1
+        if not self._of[gone.public_key]:
+            del self._of[gone.public_key]
 
     def _expire(self, key: bytes, wall: float) -> None:
         slots = self._records.get(key)

@@ -14,8 +14,9 @@ import trio
 from gossipml import codec
 from gossipml.dht import catalogue as catalogue_module
 from gossipml.dht.catalogue import YEAR_2020, Catalogue, HeadClaim, Provider
+from gossipml.dht.messages import Get, Got
 from gossipml.dht.publish import PUTS_AT_ONCE, PUTS_PER_SECOND, Publisher
-from gossipml.dht.records import MAX_VALUE
+from gossipml.dht.records import MAX_VALUE, mutable_key
 from gossipml.env.link import Link, uniform
 from gossipml.ids import Address, Contact
 
@@ -296,6 +297,26 @@ def test_the_one_newest_of_fifty_heads_is_found_by_everybody(simulate: Simulate)
             assert heads[0] == claim(members[newest], 2, 2)
 
     catalogued(simulate, scenario, ttl=1800.0)
+
+
+def test_liars_who_give_an_older_manifest_do_not_hide_the_newest(simulate: Simulate) -> None:
+    async def scenario(world: Catalogues) -> None:
+        members, catalogues = await world.grow(10)
+        key = mutable_key(members[1].credentials.identity.public_key, NAME.encode())
+        catalogues[1].set_head(NAME, 1, version(1), b"manifest 1")
+        await trio.sleep(5)
+        rolled_back = tuple(await members[0].dht.get(key))
+        assert len(rolled_back) == 1
+        catalogues[1].set_head(NAME, 2, version(2), b"manifest 2")
+        await trio.sleep(5)
+        for liar in members[2:8]:
+            liar.dht._node._handlers[Get] = lambda question, sender, wall: Got(
+                question.key, rolled_back if question.key == key else (), 1, ()
+            )
+        for reader in (catalogues[0], catalogues[8], catalogues[9]):
+            assert await reader.head_manifest(claim(members[1], 2, 2), NAME) == b"manifest 2"
+
+    catalogued(simulate, scenario)
 
 
 def test_claims_of_a_wrong_form_are_passed_over(simulate: Simulate) -> None:

@@ -40,14 +40,14 @@ A, B, C = (Address(f"10.0.0.{i}", 8711) for i in (1, 2, 3))
 KEY = records.topic_key(b"topic")
 
 
-def record(member: Credentials, *, value: bytes = b"v", seq: int = 1) -> Record:
+def record(member: Credentials, *, value: bytes = b"v", seq: int = 1, ttl: int = 600) -> Record:
     return sign_record(
         member.identity,
         member.keys.network_id,
         Kind.ANNOUNCEMENT,
         KEY,
         seq=seq,
-        expires=1_700_000_600,
+        expires=1_700_000_000 + ttl,
         value=value,
     )
 
@@ -143,6 +143,53 @@ def test_forged_records_are_answered_with_a_refusal(table: Table, credentials: C
     answered = table.ask(a, B, Store(forged))
     assert answered is not None and answered.answer == Stored(Outcome.FORGED)
     assert b.stats().records == 0
+
+
+def test_none_of_thousands_of_bad_records_of_a_member_is_stored(
+    table: Table, credentials: Callable[..., Credentials]
+) -> None:
+    """Forged, stale, future-dated and rolled back, each properly sealed and asked for by a member."""
+    rng = random.Random(1)
+    config = DhtConfig(stores_per_second=1e6)
+    a, b = table.node("a", A), table.node("b", B, config=config)
+    owner = credentials("owner")
+    assert table.ask(a, B, Ping()) is not None
+    to = NodeContact(b.id, B)
+    newest = record(owner, seq=500)
+    answered = table.ask(a, to, Store(newest))
+    assert answered is not None and answered.answer == Stored(Outcome.STORED)
+    old = [record(owner, seq=seq) for seq in range(1, 500, 10)]
+    others = [credentials(f"other-{number}") for number in range(20)]
+    future = [record(other, seq=600, ttl=10**6) for other in others]
+    expired = [record(other, seq=600, ttl=-1) for other in others]
+    genuine = [record(other, seq=600) for other in others]
+    outcomes = []
+    for number in range(3000):
+        match number % 4:
+            case 0:
+                bad = rng.choice(old)
+            case 1:
+                bad = rng.choice(future)
+            case 2:
+                bad = rng.choice(expired)
+            case _:
+                original = rng.choice([*genuine, newest])
+                change = rng.choice(
+                    [
+                        {"value": rng.randbytes(9)},
+                        {"seq": original.seq + rng.randrange(1, 10**6)},
+                        {"expires": original.expires + 1},
+                        {"public_key": rng.choice(others).identity.public_key, "signature": newest.signature},
+                        {"signature": rng.randbytes(64)},
+                    ]
+                )
+                bad = dataclasses.replace(original, **change)  # type: ignore[arg-type]
+        answered = table.ask(a, to, Store(bad))
+        assert answered is not None and isinstance(answered.answer, Stored)
+        outcomes.append(answered.answer.outcome)
+    assert set(outcomes) == {Outcome.STALE, Outcome.FUTURE, Outcome.EXPIRED, Outcome.FORGED}
+    assert b.storage.get(KEY, table.wall) == [newest]
+    assert b.stats().records == 1
 
 
 # Strangers

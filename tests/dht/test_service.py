@@ -16,7 +16,7 @@ from gossipml.dht import records
 from gossipml.dht.config import DhtConfig
 from gossipml.dht.messages import Find, Found, Get, Got, NodeContact, Store, Stored
 from gossipml.dht.node import Check
-from gossipml.dht.records import Kind, Outcome, sign_record
+from gossipml.dht.records import Kind, Outcome, Record, sign_record
 from gossipml.dht.service import Dht, running
 from gossipml.env import Datagrams
 from gossipml.env.link import Link, fixed, uniform
@@ -402,6 +402,49 @@ def test_ids_ground_next_to_a_key_do_not_hide_it_where_networks_are_not_told_apa
 def _distance(name: str, target: bytes) -> int:
     node = Identity(hashlib.sha256(name.encode()).digest()).node_id
     return int.from_bytes(node, "big") ^ int.from_bytes(target, "big")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_readers_take_none_of_thousands_of_bad_records_that_holders_give_them(simulate: Simulate, full: bool) -> None:
+    """One liar of ten without `full`, five with it: forged, future-dated, expired and rolled-back records."""
+
+    async def scenario(cluster: Cluster) -> None:
+        owner, *others = await cluster.grow(10)
+        key, rng = KEYS[0], random.Random(1)
+        wall = int(owner.env.clock.wall())
+        old = [cluster.announcement(owner, key, b"old", seq=seq) for seq in range(1, 20)]
+        newest = cluster.announcement(owner, key, b"new", seq=100)
+        assert await owner.dht.put(newest) > 5
+        await trio.sleep(1)
+        strangers = [Identity(rng.randbytes(32)) for _ in range(5)]
+        network = owner.credentials.keys.network_id
+
+        def signed(identity: Identity, expires: int) -> Record:
+            return sign_record(identity, network, Kind.ANNOUNCEMENT, key, seq=200, expires=expires, value=b"evil")
+
+        bad = [dataclasses.replace(record, seq=300) for record in old]
+        bad += [dataclasses.replace(newest, value=b"evil"), dataclasses.replace(newest, signature=bytes(64))]
+        bad += [signed(identity, wall + 10**6) for identity in strangers]
+        bad += [signed(identity, wall - 1) for identity in strangers]
+        bad += old
+        given = 0
+
+        def give(question: Get, sender: NodeId, wall: float) -> Got:
+            nonlocal given
+            chosen = tuple(rng.sample(bad, 4))
+            given += len(chosen)
+            return Got(question.key, chosen, 4, ())
+
+        near = nearest(cluster, key, 10)
+        liars = sorted(others, key=lambda member: near.index(member.dht.id))[: 5 if full else 1]
+        for liar in liars:
+            liar.dht._node._handlers[Get] = give
+        readers = [member for member in others if member not in liars]
+        for turn in range(100):
+            assert await rng.choice(readers[turn % 3 :]).dht.get(key, full=full) == [newest]
+        assert given >= (1000 if full else 100)
+
+    simulate(scenario, link=Link(delay=uniform(0.001, 0.003)))
 
 
 # Ends

@@ -160,6 +160,19 @@ def test_too_many_keys_drop_the_farthest(store: Storage, monkeypatch: pytest.Mon
     assert store.keys == 3
 
 
+def test_one_publisher_fills_no_node(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "MAX_OF_ONE", 10)
+    keys = [records.topic_key(b"%d" % number) for number in range(15)]
+    outcomes = [store.offer(announcement(1, key=key, expires=WALL + 60), WALL) for key in keys]
+    assert outcomes == [Outcome.STORED] * 10 + [Outcome.FULL] * 5
+    assert store.offer(announcement(1, key=keys[0], seq=2, expires=WALL + 600), WALL) is Outcome.STORED  # the same slot
+    assert store.offer(announcement(2, key=keys[14]), WALL) is Outcome.STORED
+    store.sweep(WALL + 60)  # nine of them are gone
+    assert store.offer(announcement(1, key=keys[14]), WALL + 60) is Outcome.STORED
+    store.remove_all(lambda record: record.public_key == identity(1).public_key)
+    assert (store.count, store.keys, dict(store._of)) == (1, 1, {identity(2).public_key: 1})
+
+
 def test_bytes_are_bounded(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "MAX_BYTES", 200_000)
     for owner in range(1, 250):
