@@ -47,7 +47,7 @@ class Node:
         env = real_env(home, seed=number)
         local = Address("127.0.0.1", 0)
         # One process answers for all nodes: at 10 s each, upkeep of hundreds would be most of the load.
-        config = DhtConfig(upkeep_interval=60.0)
+        config = DhtConfig(upkeep_interval=600.0)
         self.dht = Dht(env, self.credentials, local=local, bootstrap=bootstrap, config=config)
         self.scope = trio.CancelScope()
 
