@@ -46,7 +46,8 @@ class Logistic(Classifier):
             self.input_shape = (math.prod(facts.sample_shape),)
             self.labels = facts.labels
             self.features = facts.features
-            self.mean, self.scale = facts.mean or 0.0, facts.scale or 1.0
+            self.mean, self.scale = facts.mean, facts.scale
+            self.learning_rate = min(self.learning_rate, 20 / self.input_shape[0])  # the curvature grows with the width
 
     @property
     def agreed(self) -> tuple[str | float, ...]:
@@ -95,7 +96,7 @@ class Linear:
         self.features = facts.features if facts else ()
         if facts is not None:
             self.data = facts.source
-            self._mean, self._scale = facts.mean or 0.0, facts.scale or 1.0
+            self._mean, self._scale = facts.mean, facts.scale
             self._values = [float(label) for label in facts.labels]  # of the class numbers, where targets are those
             values = np.array(self._values or [facts.target_mean])
             self._middle = float(values.mean()) if self._values else facts.target_mean
@@ -145,7 +146,9 @@ class Linear:
         return {"accuracy": max(0.0, 1.0 - float(error))}
 
     def optimiser(self, parameters: Iterable[torch.nn.Parameter]) -> Sgd:
-        return Sgd(learning_rate=0.02, momentum=0.9)
+        # Steps diverge beyond 2 (1 + momentum) over the largest eigenvalue, which the number of columns bounds.
+        width = math.prod(self.inputs[0].shape[1:])
+        return Sgd(learning_rate=min(0.02, 0.5 / width), momentum=0.9)
 
     def _standard(self, targets: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
         import torch

@@ -21,6 +21,8 @@ from gossipml.models.sources_picture import MODES
 from gossipml.models.spec import Facts, Spec, adapts, check_interface, sample_shape
 
 CHUNK_VALUES = 1 << 20  # of samples looked at together
+MAX_NAMED = 1024  # values with names: more are no parameters that a person gives, and would not fit into messages
+SAMPLE = 1000  # samples that the mean of pictures is taken from
 CHOOSE = "choose another --data or --model"
 
 
@@ -37,15 +39,14 @@ def prepare(spec: Spec, data: Dataset) -> tuple[Spec, Dataset]:
 def describe(data: Dataset) -> Facts:
     """What a model can learn of a source before it trains. Reads the train part once."""
     inputs = data.train.inputs
-    width = math.prod(inputs.shape[1:])
-    tabular = len(inputs.shape) == 2
-    mean, scale = _moments(inputs) if tabular else ((), ())
+    mean, scale = _moments(inputs) if len(inputs.shape) == 2 else _moment(inputs)
     if data.labels:
         target_mean, target_scale = 0.0, 1.0
     else:
         values = data.train.targets.astype(np.float64)
         target_mean, target_scale = float(values.mean()), float(values.std()) or 1.0
-    features = data.features if len(data.features) == width else ()
+    named = len(data.features) == math.prod(inputs.shape[1:]) <= MAX_NAMED
+    features = data.features if named else ()
     return Facts(data.source, tuple(inputs.shape[1:]), data.labels, features, mean, scale, target_mean, target_scale)
 
 
@@ -120,6 +121,13 @@ def _match_labels(spec: Spec, data: Dataset) -> Dataset:
         return Labelled(part.inputs, number[part.targets])
 
     return replace(data, train=numbered(data.train), test=numbered(data.test), labels=spec.labels)
+
+
+def _moment(rows: Rows) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of all values of some samples, evenly chosen."""
+    count = max(1, min(SAMPLE, (64 * CHUNK_VALUES) // max(1, math.prod(rows.shape[1:]))))
+    some = np.asarray(rows[np.arange(0, len(rows), max(1, len(rows) // count))[:count]])
+    return (float(some.mean(dtype=np.float64)),), (float(some.std(dtype=np.float64)) or 1.0,)
 
 
 def _moments(rows: Rows) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -22,7 +22,7 @@ import numpy as np
 from gossipml.errors import UserError
 from gossipml.models.dataset import Dataset
 from gossipml.models.registry import nearest
-from gossipml.models.sources_table import MAX_COLUMNS, LabelColumn, Spool, check_finite, divide
+from gossipml.models.sources_table import MAX_COLUMNS, LabelColumn, Spool, check_finite, check_names, divide
 
 MAX_LINE = 1 << 24  # bytes: 65,536 columns of 256 characters
 CHUNK = 1 << 20  # values of a chunk of rows, at least one row: 30 MB as Python's numbers
@@ -136,9 +136,7 @@ def _check_names(names: list[str], path: Path) -> None:
         raise UserError(f"{path} has {len(names)} columns; at most {MAX_COLUMNS} are read")
     if "" in names:
         raise UserError(f"{path} has no name for column {names.index('') + 1} in its first line; name every column")
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{path} has two columns {twice!r}; give each its own name")
+    check_names(names, str(path))
 
 
 def _lines(stream: BinaryIO, path: Path) -> Iterator[str]:

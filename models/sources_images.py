@@ -3,6 +3,8 @@
     DIR/CLASS/*.jpg                             a fifth of each class is held out for testing
     DIR/train/CLASS/*.jpg, DIR/test/CLASS/*.jpg  (or validation, val, valid instead of test)
 
+An empty folder is a class of which there are no pictures here.
+
 Only names are kept in memory (some 20 bytes a picture). Pixels are decoded for each batch, in the size the model
 asks for, and remembered while all of a part fits into `CACHE`; a folder larger than memory trains at the speed of
 the decoder. Names are sorted by their bytes, so that everybody who has the same folder has the same order.
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from gossipml.errors import UserError
 from gossipml.models.dataset import Dataset, Indices, Labelled
 from gossipml.models.sources_picture import SUFFIXES, Shape, decode, measure, read_picture
-from gossipml.models.sources_table import MAX_CLASSES, MIN_SAMPLES, divide
+from gossipml.models.sources_table import MAX_CLASSES, MIN_SAMPLES, check_names, divide
 
 CACHE = 256 << 20  # bytes of decoded pixels a part: all of CIFAR-10 (150 MB)
 MAX_PICTURES = 1 << 25
@@ -137,14 +139,13 @@ def _find(folder: Path) -> tuple[Files, NDArray[np.int64], tuple[str, ...]]:
         raise UserError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from None
     if not classes or not any(map(len, found)):
         raise UserError(f"{folder} holds no folder with pictures ({', '.join(SUFFIXES)}); {WANTED}")
-    for (_, path), names in zip(classes, found, strict=True):
-        if not len(names):
-            raise UserError(f"{path} holds no pictures ({', '.join(SUFFIXES)}); fill it, or remove the folder")
     if sum(map(len, found)) > MAX_PICTURES:
         raise UserError(f"{folder} holds over {MAX_PICTURES} pictures; name a smaller folder")
     number = np.repeat(np.arange(len(classes)), [len(names) for names in found])
     files = Files(tuple(path for _, path in classes), number.astype(np.int32), np.concatenate(found))
-    return files, number.astype(np.int64), tuple(_label(name, folder) for name, _ in classes)
+    labels = tuple(_label(name, folder) for name, _ in classes)
+    check_names(labels, str(folder))
+    return files, number.astype(np.int64), labels
 
 
 def _names_in(folder: str) -> NDArray[np.bytes_]:

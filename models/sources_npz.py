@@ -22,7 +22,15 @@ import numpy as np
 
 from gossipml.errors import UserError
 from gossipml.models.dataset import Dataset, FileRows, Labelled, Rows, Targets
-from gossipml.models.sources_table import MAX_CLASSES, MIN_SAMPLES, divide, label_numbers, label_texts
+from gossipml.models.sources_table import (
+    MAX_CLASSES,
+    MAX_COLUMNS,
+    MIN_SAMPLES,
+    check_names,
+    divide,
+    label_numbers,
+    label_texts,
+)
 from gossipml.models.spec import MAX_SAMPLE_VALUES, Array
 
 IN_MEMORY = 512 << 20  # bytes; an array that is stored plain is mapped from here on
@@ -237,6 +245,8 @@ def _names(archive: zipfile.ZipFile, members: dict[str, _Member], kind: str) -> 
     if member.dtype.kind != "U" or len(member.shape) != 1 or member.size > 1 << 24:
         raise UserError(f"{member.where} is no list of names; write it as numpy.array([...], dtype=str)")
     names = tuple(map(str, _read(archive, member)))
-    if len(set(names)) != len(names) or "" in names or len(names) > (MAX_CLASSES if kind == "label_names" else 1 << 16):
-        raise UserError(f"{member.where} holds empty, equal or too many names; give each its own")
+    most = MAX_CLASSES if kind == "label_names" else MAX_COLUMNS
+    if len(names) > most:
+        raise UserError(f"{member.where} holds {len(names)} names; at most {most} are read")
+    check_names(names, member.where)
     return names

@@ -16,7 +16,7 @@ import numpy as np
 from gossipml.errors import UserError
 from gossipml.models.dataset import Dataset
 from gossipml.models.registry import nearest
-from gossipml.models.sources_table import MAX_COLUMNS, LabelColumn, Spool, check_finite, divide
+from gossipml.models.sources_table import MAX_COLUMNS, LabelColumn, Spool, check_finite, check_names, divide
 
 if TYPE_CHECKING:
     import pyarrow
@@ -54,8 +54,9 @@ def _load(file: Any, path: Path, label: str, source: str) -> Dataset:  # Any: py
     names = list(schema.names)
     if label not in names:
         raise UserError(f"{path} has no column {label!r}; {nearest(label, names[:50])}")
-    if len(names) > MAX_COLUMNS or len(set(names)) != len(names):
-        raise UserError(f"{path} has {len(names)} columns, some alike or over {MAX_COLUMNS}; give each its own name")
+    if len(names) > MAX_COLUMNS:
+        raise UserError(f"{path} has {len(names)} columns; at most {MAX_COLUMNS} are read")
+    check_names(names, str(path))
     features = tuple(name for name in names if name != label)
     if not features:
         raise UserError(f"{path} has no column beside the label {label!r}; it needs one or more columns of numbers")

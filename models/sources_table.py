@@ -24,6 +24,7 @@ IN_MEMORY = 512 << 20  # bytes of one table; a tenth of the memory of a small la
 MAX_SPOOL = 256 << 30  # bytes; more than anyone trains on at one peer, and bounds what a packed file can unfold to
 MAX_COLUMNS = 1 << 16
 MAX_CLASSES = 1000  # of a label column: as many as ImageNet has; more different labels are names of rows, or values
+MAX_NAME = 100  # characters of the name of a class or column: all of them pass through messages and pages
 MIN_SAMPLES = 10  # eight to train on, two for testing
 MAX_TEST = 10_000  # samples: the accuracy is known to half a point; a larger part would only take time each round
 TEST_SHARE = 0.2
@@ -126,6 +127,7 @@ class LabelColumn:
                 "they names of the rows? Name the column of the classes after the #"
             )
         names = sorted(self._known)
+        check_names(names, self._where)
         place = np.empty(len(names), dtype=np.int64)
         for number, name in enumerate(names):
             place[self._known[name]] = number
@@ -181,6 +183,19 @@ def held_out(targets: Targets) -> NDArray[np.bool_]:
     if not test.any():  # every class has one sample: whoever trains on that says so
         test[rng.permutation(len(targets))[: math.ceil(len(targets) * share)]] = True
     return test
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """UserError unless each is a short line of text and they differ."""
+    for name in names:
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            raise UserError(
+                f"{where} holds the name {name[:MAX_NAME]!r}; a name of a class or column is 1 to {MAX_NAME} "
+                "characters that can be printed"
+            )
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{where} holds the name {twice!r} twice; give each its own")
 
 
 def check_finite(

@@ -88,7 +88,7 @@ class Facts:
     features: tuple[str, ...]
     """Names of the values of a sample; empty where they have none."""
     mean: tuple[float, ...]
-    """Of each value of a row of a table, over the train part; empty for pictures and the like."""
+    """Of each value of a row of a table, over the train part; of pictures and the like one number for all values."""
     scale: tuple[float, ...]
     """Their standard deviations, 1 for a constant."""
     target_mean: float

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gossipml import __version__
-from gossipml.cli import demo, models, peer, token
+from gossipml.cli import data, demo, models, peer, token
 
 app = typer.Typer(
     name="gossipml",
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("demo", epilog="Example: gossipml demo --json")(demo.demo)
 app.add_typer(peer.app, name="peer")
 app.add_typer(models.app, name="models")
+app.add_typer(data.app, name="data")
 app.add_typer(token.app, name="token")
 
 _verbose = False

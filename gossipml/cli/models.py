@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gossipml.cli.common import ask, change, is_terminal, megabytes, print_json
+from gossipml.cli.new_model import new_model
 from gossipml.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ POLL_SECONDS = 0.2
 QUIET_SECONDS = 60.0  # a download about which nothing is known any more
 
 Line = dict[str, Any]  # Any: a JSON object of the endpoint
+
+
+app.command("new", epilog="Example: gossipml models new my_model.py --data iris")(new_model)
 
 
 @app.command("list", epilog="Example: gossipml models list")
