@@ -207,9 +207,7 @@ class Dht:
             take(None, Got(key, tuple(self._node.storage.get(key, self._env.clock.wall())), 0, ()))
             get = Get(key, self._config.k)
             reach = self._node.table.reach()
-            search = self._search(
-                key, lambda contact: get, lambda contact, answer: take(answer), wide=full, reach=reach
-            )
+            search = self._search(key, lambda contact: get, take, wide=full, reach=reach)
             await self._run(search)
             for _ in range(FULL_ROUNDS if full else 0):
                 if len(best) >= most:
