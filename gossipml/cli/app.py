@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gossipml import __version__
-from gossipml.cli import data, demo, models, peer, token
+from gossipml.cli import data, demo, models, peer, predict, token
 
 app = typer.Typer(
     name="gossipml",
@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo", epilog="Example: gossipml demo --json")(demo.demo)
+app.command("predict", epilog="Example: gossipml predict xor a=0 b=1")(predict.predict)
 app.add_typer(peer.app, name="peer")
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
