@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 MAX_SOURCES = 4096  # about 1 MB; the one not seen for longest is forgotten and begins with a full bucket
 
 
@@ -13,15 +11,14 @@ class TokenBuckets:
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._size = max(1.0, rate * burst)
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # source -> tokens, when
+        self._buckets: dict[str, tuple[float, float]] = {}  # source -> tokens, when
 
     def take(self, source: str, now: float) -> bool:
         """Whether the source has a token left; takes it."""
-        tokens, then = self._buckets.get(source, (self._size, now))
+        tokens, then = self._buckets.pop(source, (self._size, now))
         tokens = min(self._size, tokens + (now - then) * self._rate)
         allowed = tokens >= 1
-        self._buckets[source] = (tokens - 1 if allowed else tokens, now)
-        self._buckets.move_to_end(source)
+        self._buckets[source] = (tokens - 1 if allowed else tokens, now)  # at the end, as the latest
         if len(self._buckets) > MAX_SOURCES:
-            self._buckets.popitem(last=False)
+            del self._buckets[next(iter(self._buckets))]
         return allowed

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -44,6 +43,7 @@ PROOF_SIZE = 96
 MAX_CONTACTS = 20  # k; 20 IPv6 contacts are 760 bytes
 REPLY_OVERHEAD = 175  # everything in a `get` reply beside records and contacts
 RECORD_BUDGET = 760  # bytes of records beside contacts in a `get` reply; the rest is for the nearest contacts
+MAX_MEMO = 128  # contacts: what one lookup is told, over and over; 40 kB
 FOUR, SIX = NODE_ID_SIZE + 6, NODE_ID_SIZE + 18  # bytes of a contact with an IPv4 and with an IPv6 address
 
 
@@ -95,7 +95,9 @@ class Pong:
 
 @dataclass(frozen=True)
 class Found:
-    contacts: tuple[NodeContact, ...]
+    contacts: tuple[NodeContact, ...] = ()
+    packed: tuple[bytes, ...] = ()
+    """More contacts, as they travel: what is sent many times is packed once. Empty in what was received."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,15 @@ class Got:
     key: bytes
     records: tuple[Record, ...]
     held: int
-    contacts: tuple[NodeContact, ...]
+    contacts: tuple[NodeContact, ...] = ()
+    packed: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
 class Stored:
     outcome: Outcome
     contacts: tuple[NodeContact, ...] = ()
+    packed: tuple[bytes, ...] = ()
 
 
 Question: TypeAlias = Ping | Find | Get | Store
@@ -177,18 +181,24 @@ def encode(message: Request | Reply) -> bytes:
         match message.answer:
             case Pong():
                 fields["a"] = 0
-            case Found(contacts):
-                fields |= {"a": 1} | _pack_contacts(contacts)
-            case Got(key, found, held, contacts):
+            case Found(contacts, packed):
+                fields |= {"a": 1} | _contact_fields(contacts, packed)
+            case Got(key, found, held, contacts, packed):
                 fields |= {"a": 2, "k": key, "v": [records.to_wire(record) for record in found], "m": held}
-                fields |= _pack_contacts(contacts)
-            case Stored(outcome, contacts):
-                fields |= {"a": 3, "e": int(outcome)} | _pack_contacts(contacts)
+                fields |= _contact_fields(contacts, packed)
+            case Stored(outcome, contacts, packed):
+                fields |= {"a": 3, "e": int(outcome)} | _contact_fields(contacts, packed)
     return codec.pack(fields)
 
 
-def decode(body: bytes) -> Request | Reply:
-    """The message in a body; RemoteError when it is of a wrong form. Signatures are not checked."""
+Memo: TypeAlias = dict[bytes, NodeContact]
+
+
+def decode(body: bytes, memo: Memo | None = None) -> Request | Reply:
+    """The message in a body; RemoteError when it is of a wrong form. Signatures are not checked.
+
+    `memo` is the receiver's, for contacts that it is told again and again.
+    """
     fields = codec.as_map(codec.unpack(body, limit=MAX_BODY))
     call = codec.get_bytes(fields, "r", size=CALL_SIZE)
     if "q" in fields:
@@ -202,17 +212,21 @@ def decode(body: bytes) -> Request | Reply:
     if "p" in fields:
         raw = codec.get_bytes(fields, "p", size=PROOF_SIZE)
         proof = Proof(PublicKey(raw[:32]), raw[32:])
-    return Reply(call, proof, _answer(fields))
+    return Reply(call, proof, _answer(fields, {} if memo is None else memo))
 
 
-def fit(contacts: Sequence[NodeContact], budget: int) -> tuple[NodeContact, ...]:
+def pack_contact(contact: NodeContact) -> bytes:
+    return contact.node + pack_address(contact.address)
+
+
+def fit(packed: Sequence[bytes], budget: int) -> tuple[bytes, ...]:
     """The first contacts that take at most `budget` bytes."""
     chosen = []
-    for contact in contacts:
-        budget -= SIX if ":" in contact.address.host else FOUR
+    for item in packed:
+        budget -= len(item)
         if budget < 0:
             break
-        chosen.append(contact)
+        chosen.append(item)
     return tuple(chosen)
 
 
@@ -232,25 +246,26 @@ def _question(fields: dict[str, codec.Value]) -> Question:
             raise RemoteError(f"no request {other}")
 
 
-def _answer(fields: dict[str, codec.Value]) -> Answer:
+def _answer(fields: dict[str, codec.Value], memo: Memo) -> Answer:
     match codec.get_int(fields, "a"):
         case 0:
             return Pong()
         case 1:
-            return Found(_unpack_contacts(fields))
+            return Found(_unpack_contacts(fields, memo))
         case 2:
             key = codec.get_bytes(fields, "k", size=KEY_SIZE)
             items = codec.get_list(fields, "v", limit=MAX_CONTACTS)
             found = tuple(records.from_wire(key, item) for item in items)
-            return Got(key, found, codec.get_int(fields, "m"), _unpack_contacts(fields))
+            return Got(key, found, codec.get_int(fields, "m"), _unpack_contacts(fields, memo))
         case 3:
-            return Stored(Outcome(codec.get_int(fields, "e", high=max(Outcome))), _unpack_contacts(fields))
+            return Stored(Outcome(codec.get_int(fields, "e", high=max(Outcome))), _unpack_contacts(fields, memo))
         case other:
             raise RemoteError(f"no reply {other}")
 
 
-def _pack_contacts(contacts: Sequence[NodeContact]) -> dict[str, codec.Value]:
-    packed = [node + pack_address(address) for node, address in contacts]
+def _contact_fields(contacts: Sequence[NodeContact], packed: Sequence[bytes]) -> dict[str, codec.Value]:
+    if contacts:
+        packed = [*map(pack_contact, contacts), *packed]
     fields: dict[str, codec.Value] = {}
     four = b"".join([item for item in packed if len(item) == FOUR])
     six = b"".join([item for item in packed if len(item) == SIX])
@@ -261,7 +276,7 @@ def _pack_contacts(contacts: Sequence[NodeContact]) -> dict[str, codec.Value]:
     return fields
 
 
-def _unpack_contacts(fields: dict[str, codec.Value]) -> tuple[NodeContact, ...]:
+def _unpack_contacts(fields: dict[str, codec.Value], memo: Memo) -> tuple[NodeContact, ...]:
     contacts: list[NodeContact] = []
     for name, size in (("n", FOUR), ("o", SIX)):
         if name not in fields:
@@ -269,6 +284,12 @@ def _unpack_contacts(fields: dict[str, codec.Value]) -> tuple[NodeContact, ...]:
         data = codec.get_bytes(fields, name, limit=size * MAX_CONTACTS)
         if len(data) % size:
             raise RemoteError(f"contacts of {len(data)} bytes are no multiple of {size}")
-        pairs = struct.iter_unpack(f"{NODE_ID_SIZE}s{size - NODE_ID_SIZE}s", data)
-        contacts += [NodeContact(node, unpack_address(packed)) for node, packed in pairs]
+        for start in range(0, len(data), size):
+            item = data[start : start + size]
+            contact = memo.get(item)
+            if contact is None:
+                if len(memo) >= MAX_MEMO:
+                    memo.clear()
+                contact = memo[item] = NodeContact(NodeId(item[:NODE_ID_SIZE]), unpack_address(item[NODE_ID_SIZE:]))
+            contacts.append(contact)
     return tuple(contacts[:MAX_CONTACTS])

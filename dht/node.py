@@ -127,7 +127,7 @@ class DhtStats:
     """Record signatures verified."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Session:
     node: NodeId
     sid: bytes
@@ -135,7 +135,7 @@ class _Session:
     """The datagram key that it uses."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Pending:
     address: Address
     node: NodeId | None
@@ -172,8 +172,9 @@ class DhtNode:
         self._opener = Opener(keys.datagram_key, sid, self.id, wall)
         self._own: tuple[Address, ...] = ()
         self._pending: dict[bytes, _Pending] = {}
-        self._sessions: OrderedDict[Address, _Session] = OrderedDict()
+        self._sessions: dict[Address, _Session] = {}
         self._checked: OrderedDict[Address, float] = OrderedDict()
+        self._memo: dict[bytes, NodeContact] = {}
         self._finds = TokenBuckets(config.finds_per_second, config.burst)
         self._stores = TokenBuckets(config.stores_per_second, config.burst)
         self._stats = DhtStats()
@@ -299,7 +300,7 @@ class DhtNode:
             self._drop(opened.reason)
             return self._warn_of_skew(opened, source, now) if opened.reason is Drop.SKEWED else []
         try:
-            message = decode(opened.body)
+            message = decode(opened.body, self._memo)
         except RemoteError:
             self._drop("malformed")
             return []
@@ -397,10 +398,10 @@ class DhtNode:
         contact = NodeContact(node, source)
         actions: list[Action] = [Answered(reply.call, contact, reply.answer)]
         if reply.proof is not None:
-            self._sessions[source] = _Session(node, opened.sid, opened.root)
-            self._sessions.move_to_end(source)
+            self._sessions.pop(source, None)
+            self._sessions[source] = _Session(node, opened.sid, opened.root)  # at the end, as the latest
             if len(self._sessions) > MAX_SESSIONS:
-                self._sessions.popitem(last=False)
+                del self._sessions[next(iter(self._sessions))]
         held = self.table.get(node)
         if held is not None and held.contact == contact:
             self.table.heard(node, now)
@@ -436,20 +437,19 @@ class DhtNode:
         return Pong()
 
     def _on_find(self, question: Find, sender: NodeId, wall: float) -> Answer:
-        return Found(tuple(self.table.nearest(question.target, self._config.k, exclude=sender)))
+        return Found(packed=self.table.nearest_packed(question.target, self._config.k, exclude=sender))
 
     def _on_get(self, question: Get, sender: NodeId, wall: float) -> Answer:
         room = MAX_BODY - REPLY_OVERHEAD
         budget = min(room, RECORD_BUDGET) if question.wanted else room
         found, held = self.storage.sample(question.key, wall, self._rng, budget)
-        contacts = self.table.nearest(question.key, question.wanted, exclude=sender) if question.wanted else []
+        packed = self.table.nearest_packed(question.key, question.wanted, exclude=sender)
         room -= sum(record.size for record in found)
-        return Got(question.key, tuple(found), held, fit(contacts, room))
+        return Got(question.key, tuple(found), held, packed=fit(packed, room))
 
     def _on_store(self, question: Store, sender: NodeId, wall: float) -> Answer:
         outcome = self.storage.offer(question.record, wall)
-        contacts = self.table.nearest(question.record.key, question.wanted, exclude=sender) if question.wanted else []
-        return Stored(outcome, tuple(contacts))
+        return Stored(outcome, packed=self.table.nearest_packed(question.record.key, question.wanted, exclude=sender))
 
 
 def _answers(answer: Answer, question: Question) -> bool:

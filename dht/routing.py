@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from kademlia.node import Node
 from kademlia.routing import KBucket, RoutingTable
 
-from gossipml.dht.messages import NodeContact
+from gossipml.dht.messages import NodeContact, pack_contact
 from gossipml.ids import NODE_ID_SIZE, Address, NodeId
 
 K = 20  # with 8, records were lost when half of the nodes stopped
@@ -63,6 +63,7 @@ class Contact(Node):  # type: ignore[misc]  # the package has no types
     def __init__(self, contact: NodeContact, now: float) -> None:
         super().__init__(contact.node, contact.address.host, contact.address.port)
         self.contact = contact
+        self.packed = pack_contact(contact)
         self.heard = now
         self.misses = 0
 
@@ -105,7 +106,8 @@ class Table(RoutingTable):  # type: ignore[misc]
     def __init__(self, own: NodeId, networks: Networks, k: int = K) -> None:
         self.networks = networks
         self._lows = [0]  # where the buckets begin
-        self._by_id: tuple[list[int], dict[int, NodeContact]] | None = None  # the ids in order; None: to be made
+        self._by_id: tuple[list[int], dict[int, Contact]] | None = None  # the ids in order; None: to be made
+        self._reach: int | None = None
         self._node_at: dict[Address, bytes] = {}  # the node that proved itself there last
         self.additions = 0
         """How often a contact entered or moved."""
@@ -121,7 +123,7 @@ class Table(RoutingTable):  # type: ignore[misc]
         return self.buckets[self._index(int.from_bytes(node, "big"))]
 
     def get(self, node: bytes) -> Contact | None:
-        return self.bucket_of(node).nodes.get(node)
+        return self._sorted()[1].get(int.from_bytes(node, "big"))
 
     def contacts(self) -> list[Contact]:
         return [contact for bucket in self.buckets for contact in bucket.nodes.values()]
@@ -156,7 +158,7 @@ class Table(RoutingTable):  # type: ignore[misc]
         self._take_address(contact)
         while not bucket.add_node(entry):
             if not self._splits(bucket):
-                return next(iter(bucket.nodes.values()))  # the one not heard from for longest
+                return min(bucket.nodes.values(), key=lambda held: held.heard)
             bucket.replacement_nodes.pop(contact.node, None)
             self.split_bucket(self.buckets.index(bucket))
             bucket = self.bucket_of(contact.node)
@@ -165,16 +167,15 @@ class Table(RoutingTable):  # type: ignore[misc]
             ids, contacts = self._by_id
             if entry.long_id not in contacts:
                 insort(ids, entry.long_id)
-            contacts[entry.long_id] = contact
+            contacts[entry.long_id] = entry
+            self._reach = None
         return None
 
     def heard(self, node: bytes, now: float) -> None:
         """A contact answered us."""
-        bucket = self.bucket_of(node)
-        contact = bucket.nodes.get(node)
+        contact = self.get(node)
         if contact is not None:
             contact.heard, contact.misses = now, 0
-            bucket.add_node(contact)  # to the end: the most recently heard
 
     def missed(self, contact: NodeContact) -> bool:
         """A contact did not answer; True when it was evicted for that."""
@@ -203,11 +204,18 @@ class Table(RoutingTable):  # type: ignore[misc]
         self._by_id = None
         self.bucket_of(node.id).remove_node(node)
 
-    def nearest(self, target: bytes, count: int, exclude: NodeId | None = None) -> list[NodeContact]:
+    def nearest(self, target: bytes, count: int) -> list[NodeContact]:
         """The `count` contacts nearest to `target`, exactly, nearest first."""
+        return [held.contact for held in self._nearest(target, count)]
+
+    def nearest_packed(self, target: bytes, count: int, exclude: NodeId) -> tuple[bytes, ...]:
+        """The same as they travel, without `exclude`."""
+        near = self._nearest(target, count + 1) if count else []
+        return tuple([held.packed for held in near if held.id != exclude][:count])
+
+    def _nearest(self, target: bytes, wanted: int) -> list[Contact]:
         ids, contacts = self._sorted()
         goal = int.from_bytes(target, "big")
-        wanted = count + (exclude is not None)
 
         def sharing(bits: int) -> tuple[int, int]:
             """Where those lie that differ from the goal in the last `bits` bits alone."""
@@ -228,7 +236,7 @@ class Table(RoutingTable):  # type: ignore[misc]
             bits -= 1
             low, high = inner
         near = sorted(ids[low:high], key=goal.__xor__)[:wanted]
-        return [contact for contact in map(contacts.__getitem__, near) if contact.node != exclude][:count]
+        return [contacts[long_id] for long_id in near]
 
     def reach(self) -> int:
         """How far from a key its `k` nearest nodes are, about: half as far as our 2 k nearest are from us.
@@ -236,10 +244,11 @@ class Table(RoutingTable):  # type: ignore[misc]
         Everything, when there are no more than that. Twice as many as needed are looked at, so that `k` ids ground
         to be near us make the reach half as long at worst.
         """
-        near = self.nearest(self.node.id, 2 * self.ksize)
-        if len(near) < 2 * self.ksize:
-            return (1 << ID_BITS) - 1
-        return (int.from_bytes(near[-1].node, "big") ^ int(self.node.long_id)) // 2
+        if self._reach is None or self._by_id is None:
+            near = self._nearest(self.node.id, 2 * self.ksize)
+            everything = (1 << ID_BITS) - 1
+            self._reach = (near[-1].long_id ^ self.node.long_id) // 2 if len(near) == 2 * self.ksize else everything
+        return self._reach
 
     def looked_up(self, target: bytes, now: float) -> None:
         """A lookup went through the bucket of `target`, which is therefore not lonely."""
@@ -257,9 +266,9 @@ class Table(RoutingTable):  # type: ignore[misc]
     def _index(self, long_id: int) -> int:
         return bisect_right(self._lows, long_id) - 1
 
-    def _sorted(self) -> tuple[list[int], dict[int, NodeContact]]:
+    def _sorted(self) -> tuple[list[int], dict[int, Contact]]:
         if self._by_id is None:
-            contacts = {held.long_id: held.contact for bucket in self.buckets for held in bucket.nodes.values()}
+            contacts = {held.long_id: held for bucket in self.buckets for held in bucket.nodes.values()}
             self._by_id = (sorted(contacts), contacts)
         return self._by_id
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -163,7 +162,7 @@ class Opener:
         self._sid = sid
         self._node = node
         self._addresses: tuple[bytes, ...] = ()
-        self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
+        self._sessions: dict[bytes, _Session] = {}
         # What is not newer than these is refused: first contacts from before our start, and from unknown
         # senders whatever one that was forgotten may have sent. In milliseconds.
         self._start_floor = int(started * 1000) - 1
@@ -210,7 +209,7 @@ class Opener:
             self._remember(sid, session, counter, now)
         session.mark(counter)
         session.newest = max(session.newest, time)
-        self._sessions.move_to_end(sid)
+        self._sessions[sid] = self._sessions.pop(sid)  # to the end: the one heard from latest
         return Opened(sid, Form(form), inner[8:], session.root)
 
     def _under_another_root(self, session: _Session, sid: bytes, datagram: bytes, form: int) -> bytes | None:
@@ -241,7 +240,7 @@ class Opener:
 
     def _remember(self, sid: bytes, session: _Session, counter: int, now: int) -> None:
         while len(self._sessions) >= MAX_SIDS:
-            _, oldest = self._sessions.popitem(last=False)
+            oldest = self._sessions.pop(next(iter(self._sessions)))
             # Its datagrams could be replayed now, so unknown senders must be newer than all of them. Bounded
             # by our own clock: a member with a fast clock must not lock others out.
             self._evicted_floor = max(self._evicted_floor, min(oldest.newest, now))

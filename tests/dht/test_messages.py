@@ -65,7 +65,13 @@ MESSAGES: list[Request | Reply] = [
     Reply(CALL, PROOF, Found(())),
     Reply(CALL, PROOF, Got(KEY, (record(), record(value=b"w")), 64, contacts(4) + contacts(2, V6))),
     *(Reply(CALL, None, Stored(outcome)) for outcome in Outcome),
+    Request(CALL, SENDER, Challenge(b"n" * 16, V6), Store(record(value=bytes(LARGEST)), 20)),
+    Reply(CALL, PROOF, Stored(Outcome.STORED, contacts(20, V6))),
 ]
+
+
+def packed(told: tuple[NodeContact, ...]) -> tuple[bytes, ...]:
+    return tuple(map(messages.pack_contact, told))
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=repr)
@@ -81,13 +87,31 @@ def test_the_fullest_get_reply_fits_one_datagram(address: Address, size: int) ->
     one = record(value=bytes(size))
     room = MAX_BODY - messages.REPLY_OVERHEAD
     many = tuple(one for _ in range(min(messages.MAX_CONTACTS, room // one.size)))
-    fitting = messages.fit(contacts(20, address), room - sum(r.size for r in many))
-    assert len(encode(Reply(CALL, PROOF, Got(KEY, many, BIG, fitting)))) <= MAX_BODY
+    fitting = messages.fit(packed(contacts(20, address)), room - sum(r.size for r in many))
+    assert len(encode(Reply(CALL, PROOF, Got(KEY, many, BIG, packed=fitting)))) <= MAX_BODY
 
 
 def test_a_list_of_mixed_contacts_is_cut_where_it_no_longer_fits() -> None:
-    assert messages.fit(contacts(3) + contacts(3, V6), 26 * 3 + 38) == contacts(3) + contacts(1, V6)
-    assert messages.fit(contacts(3), 25) == ()
+    mixed = packed(contacts(3) + contacts(3, V6))
+    assert messages.fit(mixed, 26 * 3 + 38) == mixed[:4]
+    assert messages.fit(mixed, 25) == ()
+
+
+def test_packed_contacts_travel_as_contacts_do_and_are_remembered_by_who_is_told_often() -> None:
+    told = contacts(3) + contacts(2, V6)
+    body = encode(Reply(CALL, None, Found(packed=packed(told))))
+    assert body == encode(Reply(CALL, None, Found(told)))
+    memo: messages.Memo = {}
+    assert decode(body, memo) == decode(body, memo) == decode(body) == Reply(CALL, None, Found(told))
+    assert sorted(memo.values()) == sorted(told)
+
+
+def test_the_memory_of_contacts_is_bounded() -> None:
+    memo: messages.Memo = {}
+    for number in range(200):
+        told = NodeContact(NodeId(number.to_bytes(20, "big")), V4)
+        assert decode(encode(Reply(CALL, None, Found((told,)))), memo) == Reply(CALL, None, Found((told,)))
+        assert len(memo) <= messages.MAX_MEMO
 
 
 def fields_of(message: Request | Reply) -> dict[str, codec.Value]:
