@@ -21,7 +21,7 @@ LEAF = 16 * 1024  # BEP 52
 HASH = 32
 MIN_PIECE = LEAF
 MAX_PIECE = 1 << 20  # bounds memory: pieces in flight x piece length
-TARGET_PIECES = 512  # enough for a swarm to share, few enough that a piece's cost in Python does not count
+TARGET_PIECES = 256  # enough for a swarm to share, few enough that a piece's cost in Python does not count
 MAX_SIZE = 64 << 30  # 65,536 pieces, a layer of 2 MiB
 
 _ZERO = bytes(HASH)

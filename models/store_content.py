@@ -40,10 +40,10 @@ class PieceCache:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._pieces: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
+        self._pieces: OrderedDict[tuple[bytes, int], bytes | bytearray] = OrderedDict()
         self.bytes = 0
 
-    def get(self, root: bytes, index: int) -> bytes | None:
+    def get(self, root: bytes, index: int) -> bytes | bytearray | None:
         piece = self._pieces.get((root, index))
         if piece is not None:
             self._pieces.move_to_end((root, index))
@@ -53,7 +53,8 @@ class PieceCache:
         if len(piece) > self._capacity:
             return
         self.drop(root, index)
-        self._pieces[root, index] = bytes(piece)  # of bytes no copy; of a buffer one, as the caller uses it again
+        # No copy, but of a part of something larger: a bytearray is given away (see `Content.write`).
+        self._pieces[root, index] = bytes(piece) if isinstance(piece, memoryview) else piece
         self.bytes += len(piece)
         while self.bytes > self._capacity:
             _, oldest = self._pieces.popitem(last=False)
@@ -137,7 +138,7 @@ class Content:
     def piece_size(self, index: int) -> int:
         return merkle.piece_size(self.size, index)
 
-    async def read(self, index: int) -> bytes | None:
+    async def read(self, index: int) -> bytes | bytearray | None:
         """A piece, verified; None when it is not there, or no longer: a corrupt piece becomes a missing one."""
         if not self.has(index):
             return None
@@ -154,7 +155,8 @@ class Content:
         return None
 
     async def write(self, index: int, data: bytes | bytearray | memoryview) -> bool:
-        """Store a piece; False, and nothing is written, when these are not its bytes.
+        """Store a piece; False, and nothing is written, when these are not its bytes. A bytearray is given away: its
+        bytes may not be changed while anybody, such as the cache here, refers to it.
 
         UserError when it cannot be stored (disk full): what is there stays, and the download can go on later.
         """

@@ -282,12 +282,12 @@ class Fetching:
                     own.append(action)
         return own
 
-    def check(self, peer: PeerId, index: int, data: memoryview) -> None:
+    def check(self, peer: PeerId, index: int, data: bytearray) -> None:
         """Verify and write a piece in a task of its own; its buffer is given back afterwards."""
         assert self._nursery is not None
         self._nursery.start_soon(self._check, peer, index, data)
 
-    async def _check(self, peer: PeerId, index: int, data: memoryview) -> None:
+    async def _check(self, peer: PeerId, index: int, data: bytearray) -> None:
         length = len(data)
         try:
             right = await self.content.write(index, data)
@@ -420,7 +420,7 @@ class _Session:
             return
         data = await fetching.buffers.acquire(piece.length)
         try:
-            await channel.receive_body(data, self._limits)
+            await channel.receive_body(memoryview(data), self._limits)
             wanted = d.Check() in fetching.handle(d.Arrived(peer, piece.index))
         except BaseException:
             fetching.buffers.release(data)

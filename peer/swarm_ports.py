@@ -32,8 +32,9 @@ class Content(Protocol):
     async def read(self, index: int) -> bytes | bytearray | memoryview | None:
         """A piece, verified; None when it is missing or was found corrupt."""
 
-    async def write(self, index: int, data: memoryview) -> bool:
-        """Verify a piece and keep it; False when it is wrong. Afterwards the buffer is used for another piece.
+    async def write(self, index: int, data: bytearray) -> bool:
+        """Verify a piece and keep it; False when it is wrong. The buffer may be kept, too: it is used for another
+        piece when nobody refers to it any more.
 
         Several pieces may be on their way at once. UserError or OSError when it cannot be kept (quota, full disk).
         """

@@ -9,6 +9,8 @@ and ends it. That is coarser than a time-out around each step and costs nothing:
 from __future__ import annotations
 
 import math
+import sys
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -24,6 +26,8 @@ T = TypeVar("T")
 
 SLICE = 256 * 1024  # what the TLS pump encrypts at once; progress in sending is judged by it
 SCRATCH = 64 * 1024  # an unwanted body is read into this much, over and over
+
+NOBODY = 3  # references to a buffer that is free: of the queue, of a local variable, of `getrefcount` itself
 
 
 class Channel:
@@ -149,33 +153,41 @@ async def _pay(limits: tuple[TokenBucket, ...], count: int, now: float) -> float
 class Buffers:
     """Memory for pieces that are received and written, bounded for all downloads together, used again and again.
 
-    A new buffer for each piece would cost more than to decrypt it: the system clears every page that it gives.
+    A new buffer for each piece costs as much as to decrypt it, because the system clears every page that it gives.
+    Whoever is given a buffer may keep it (the store remembers the latest pieces, the server sends them); it is used
+    again when nobody has it any more, which CPython's count of references tells.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.used = 0
-        """Bytes that are lent."""
+        """Bytes of pieces that are received or written; what the store keeps is the store's to bound."""
         self.peak = 0
-        self._spare: list[bytearray] = []
+        self._made: deque[bytearray] = deque()
         self._freed = trio.Event()
 
-    async def acquire(self, count: int) -> memoryview:
+    async def acquire(self, count: int) -> bytearray:
         """A buffer of that size, once there is room; more than there is at all is given to one alone."""
         while self.used and self.used + count > self.most:
             await self._freed.wait()
         self.used += count
         self.peak = max(self.peak, self.used)
-        buffer = self._spare.pop() if self._spare and len(self._spare[-1]) >= count else bytearray(count)
-        return memoryview(buffer)[:count]
+        for _ in range(len(self._made)):
+            buffer = self._made.popleft()
+            if len(buffer) == count:
+                self._made.append(buffer)
+                if sys.getrefcount(buffer) == NOBODY:
+                    return buffer
+        buffer = bytearray(count)
+        self._made.append(buffer)
+        return buffer
 
-    def release(self, view: memoryview) -> None:
-        self.used -= len(view)
-        if isinstance(view.obj, bytearray) and len(view.obj) < 2 * len(view):
-            self._spare.append(view.obj)
+    def release(self, buffer: bytearray) -> None:
+        """The piece is written, or given up."""
+        self.used -= len(buffer)
         self._freed.set()
         self._freed = trio.Event()
 
     def clear(self) -> None:
         """Give back to the system what nobody uses."""
-        self._spare.clear()
+        self._made.clear()

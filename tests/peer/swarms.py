@@ -70,7 +70,7 @@ class FakeContent:
         self.reads.append(index)
         return made_up(self.name, index, self.length(index))
 
-    async def write(self, index: int, data: memoryview) -> bool:
+    async def write(self, index: int, data: bytearray) -> bool:
         await trio.sleep(self.seconds)
         if self.failure is not None:
             raise self.failure

@@ -55,7 +55,8 @@ def test_the_counts_are_those_of_a_naive_picker(data: st.DataObject) -> None:
     picker = Picker(count, 0, random.Random(1))
     sources: list[int] = []
     for _ in range(data.draw(st.integers(0, 30))):
-        if sources and data.draw(st.booleans()):
+        leaves: bool = data.draw(st.booleans())
+        if sources and leaves:
             picker.remove(sources.pop(data.draw(st.integers(0, len(sources) - 1))))
         else:
             sources.append(data.draw(bits))

@@ -16,6 +16,7 @@ from gossipml.errors import LocalError, RemoteError, UserError
 from gossipml.ids import Contact
 from gossipml.peer import swarm_wire as w
 from gossipml.peer.swarm import SwarmConfig
+from gossipml.peer.swarm_stream import Buffers
 
 from .swarms import KB, FakeContent, Node, RudeOwner, Swarms, ask_raw, fill, hear, known, made_up, offer, swarms
 
@@ -747,7 +748,7 @@ def test_memory_does_not_grow_with_the_model() -> None:
                 await trio.lowlevel.checkpoint()
                 return zeros
 
-            async def write(self, index: int, data: memoryview) -> bool:
+            async def write(self, index: int, data: bytearray) -> bool:
                 await trio.lowlevel.checkpoint()
                 self.held.add(index)
                 return len(data) == len(zeros)
@@ -762,9 +763,31 @@ def test_memory_does_not_grow_with_the_model() -> None:
         assert bob.swarm.stats.bytes_down == 3000 * MB
         assert MB <= bob.swarm.buffers.peak <= config.buffers
         assert MB <= Big.granted <= config.buffers // 2
-        assert len(bob.swarm.buffers._spare) == 0
+        assert len(bob.swarm.buffers._made) == 0
 
     play(scenario, link=Link(delay=fixed(0.001)))
+
+
+def test_a_buffer_is_used_again_only_when_nobody_has_it() -> None:
+    async def main() -> None:
+        buffers = Buffers(100)
+        kept = await buffers.acquire(50)
+        buffers.release(kept)
+        other = await buffers.acquire(50)
+        assert other is not kept
+        view, number = memoryview(other), id(other)
+        buffers.release(other)
+        del other
+        third = await buffers.acquire(50)
+        assert id(third) not in (number, id(kept))  # a view of it is still about
+        buffers.release(third)
+        view.release()
+        del view, third
+        used = {id(await buffers.acquire(50)) for _ in range(2)}
+        assert len(buffers._made) == 3
+        assert id(kept) not in used
+
+    trio.run(main)
 
 
 # Askers that break the rules.

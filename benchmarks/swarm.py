@@ -1,0 +1,359 @@
+"""A file from one seed to seven downloaders, each in a process of its own, by our swarm and by libtorrent 2.1.
+
+    python benchmarks/swarm.py [--runs 3] [--megabytes 256] [--downloaders 7] [--folder DIR]
+
+All on loopback, the two in turns in the same run. Ours is what the daemon uses: mutual TLS 1.3 between all, and the
+model store, which hashes each piece before it is written and again before it is served from the disk, and syncs its
+files. libtorrent moves a BitTorrent v2 torrent with pieces of the same length over plain TCP, without uTP, DHT,
+encryption and limits. The time runs from the word to all until the last downloader says that it has everything,
+verified; CPU is user and system time of all processes from that word until then. Afterwards every file is compared
+with the seed's.
+
+The files lie in memory (/dev/shm) where there is room, so that no disk is measured: ours waits for the disk to have
+everything, libtorrent does not; `--folder` puts them elsewhere. Takes about a minute; needs the package `libtorrent`
+(without it ours runs alone) and nine times the megabytes of room.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import trio
+
+from gossipml.env import SWARM, Credentials, Stream
+from gossipml.env.real import real_env
+from gossipml.identity import Identity
+from gossipml.ids import Address, Contact, PeerId
+from gossipml.keys import NetworkKeys
+from gossipml.models import merkle
+from gossipml.models.manifest import parse_manifest, sign_manifest
+from gossipml.models.store import Store
+from gossipml.peer.swarm import Content, Swarm
+from gossipml.token import JoinToken
+
+TIME_LIMIT = 120.0
+KEYS = NetworkKeys.from_token(JoinToken(b"n" * 16, b"c" * 32, 0, ()))
+LOOPBACK = "127.0.0.1"
+MEMORY = Path("/dev/shm")
+KINDS = {"ours": "gossipml", "theirs": "libtorrent"}
+FIGURES = {"seconds": "seconds", "cpu": "CPU seconds", "user": "  of them user", "rss": "greatest process, MB"}
+
+
+# Between this process and the others: lines of JSON.
+
+
+def say(**values: object) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def heard() -> Any:  # Any: JSON
+    return json.loads(sys.stdin.readline())
+
+
+class Usage:
+    """CPU seconds of this process since it was made, and its greatest memory in MB."""
+
+    def __init__(self) -> None:
+        self._at = os.times()
+
+    def report(self) -> dict[str, float]:
+        now, status = os.times(), Path("/proc/self/status").read_text()
+        user, system = now.user - self._at.user, now.system - self._at.system
+        # Not ru_maxrss, which begins with that of the process that started this one.
+        return {"cpu": user + system, "user": user, "rss": int(status.partition("VmHWM:")[2].split()[0]) / 1000}
+
+
+# Ours, in a process of its own.
+
+
+class Shelf:
+    """A store as the swarm sees it; the daemon has more to say about manifests."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def content(self, root: bytes) -> Content | None:
+        return self._store.content(root)
+
+    async def layer(self, root: bytes) -> bytes | None:
+        return self._store.layer(root)
+
+    async def manifest(self, version: bytes) -> bytes | None:
+        return self._store.manifest(version)
+
+    def holds(self, version: bytes) -> bool:
+        return self._store.holds(version)
+
+    async def hold(self, peer: PeerId, manifest: bytes) -> str:
+        return "only what is here already"
+
+
+def identity(number: int) -> Identity:
+    return Identity(bytes([number]) * 32)
+
+
+async def ours(folder: Path, number: int) -> None:
+    env, credentials = real_env(folder / str(number), seed=number), Credentials(identity(number), KEYS)
+    manifest = parse_manifest((folder / "manifest").read_bytes())
+    store = Store(env.disk, env.compute)
+    await store.open()
+    listener = await env.net.listen(Address(LOOPBACK, 0), credentials)
+    port = listener.local.port
+    swarm = Swarm(env, credentials, Shelf(store), on_fault=lambda peer, reason: say(fault=reason), port=port)
+
+    async def serve(stream: Stream) -> None:
+        if stream.protocol == SWARM:
+            await swarm.serve(stream)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(swarm.run)
+        nursery.start_soon(listener.serve, serve)
+        say(port=port)
+        ports = await trio.to_thread.run_sync(heard)
+        usage = Usage()
+        contacts = [
+            Contact(identity(other).peer_id, (Address(LOOPBACK, port),), "", "") for other, port in enumerate(ports)
+        ]
+
+        async def providers() -> Sequence[Contact]:
+            return contacts
+
+        if number:
+            content = await store.begin(manifest, (folder / "layer").read_bytes())
+            await swarm.download(content, providers)
+            if not store.holds(manifest.version):
+                raise SystemExit("downloaded, and not held")
+            say(done=True)
+        await trio.to_thread.run_sync(heard)
+        say(**usage.report())
+        nursery.cancel_scope.cancel()
+
+
+async def make_seed(folder: Path, size: int) -> Path:
+    """A store with one version of random bytes; where its content lies."""
+    home = folder / "0"
+    incoming = home / "models" / "incoming" / "file"
+    store = Store(real_env(home).disk, real_env(home).compute)
+    await store.open()
+    incoming.parent.mkdir(parents=True, exist_ok=True)
+    write_model(incoming, size)
+    measured = await store.measure("models/incoming/file")
+    (folder / "layer").write_bytes(measured.layer)
+    data = sign_manifest(
+        identity(0),
+        network_id=KEYS.network_id,
+        name="benchmark",
+        spec=b"",
+        height=1,
+        parents=(),
+        age=0.0,
+        metrics={},
+        size=size,
+        root=measured.root,
+        created=int(real_env(home).clock.wall()),
+    )
+    (folder / "manifest").write_bytes(data)
+    await store.ingest(parse_manifest(data), measured)
+    return home / "models" / "content" / measured.root.hex()
+
+
+def write_model(path: Path, size: int) -> None:
+    """A safetensors file of that size with random bytes."""
+    header = b"".ljust(128)
+    for _ in range(2):  # its own length is a part of what it says
+        count = size - 8 - len(header)
+        text = json.dumps({"values": {"dtype": "U8", "shape": [count], "data_offsets": [0, count]}})
+        header = text.encode().ljust(128)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        while count:
+            file.write(os.urandom(min(count, 1 << 20)))
+            count -= min(count, 1 << 20)
+
+
+# libtorrent, in a process of its own.
+
+
+def theirs(folder: Path, number: int) -> None:
+    import libtorrent as lt
+
+    session = lt.session(
+        {
+            "enable_outgoing_utp": False,
+            "enable_incoming_utp": False,
+            "enable_dht": False,
+            "enable_lsd": False,
+            "enable_upnp": False,
+            "enable_natpmp": False,
+            "allow_multiple_connections_per_ip": True,
+            "listen_interfaces": f"{LOOPBACK}:0",
+            "connection_speed": 1000,
+            "unchoke_slots_limit": -1,
+            "upload_rate_limit": 0,
+            "download_rate_limit": 0,
+            "out_enc_policy": 2,  # no encryption
+            "in_enc_policy": 2,
+            "alert_mask": 0,
+        }
+    )
+    parameters = lt.add_torrent_params()
+    parameters.ti = lt.torrent_info(str(folder / "torrent"))
+    parameters.save_path = str(folder / ("0/models/content" if number == 0 else str(number)))
+    parameters.flags &= ~(lt.torrent_flags.paused | lt.torrent_flags.auto_managed)
+    if number == 0:
+        parameters.flags |= lt.torrent_flags.seed_mode
+    torrent = session.add_torrent(parameters)
+    while torrent.status().state == lt.torrent_status.checking_files:
+        time.sleep(0.01)
+    say(port=session.listen_port())
+    ports = heard()
+    usage = Usage()
+    for port in ports[:number]:
+        torrent.connect_peer((LOOPBACK, port))
+    if number:
+        while not torrent.status().is_seeding:
+            time.sleep(0.005)
+        say(done=True)
+    heard()
+    say(**usage.report())
+    del torrent, session  # writes what is left
+
+
+def make_torrent(folder: Path, file: Path) -> None:
+    import libtorrent as lt
+
+    creator = lt.create_torrent(
+        lt.list_files(str(file)), merkle.piece_length(file.stat().st_size), lt.create_torrent.v2_only
+    )
+    lt.set_piece_hashes(creator, str(file.parent))
+    (folder / "torrent").write_bytes(lt.bencode(creator.generate()))
+
+
+# The comparison.
+
+
+def transfer(kind: str, folder: Path, downloaders: int) -> dict[str, float]:
+    """One run of one kind."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def answer(process: subprocess.Popen[str], key: str) -> Any:  # Any: JSON
+        assert process.stdout is not None
+        while line := process.stdout.readline():
+            values = json.loads(line)
+            if key in values:
+                return values
+            print(values)
+        raise SystemExit(f"a process of {kind} ended early")
+
+    def tell(value: object) -> None:
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(value) + "\n")
+            process.stdin.flush()
+
+    try:
+        for number in range(downloaders + 1):
+            (folder / str(number)).mkdir(exist_ok=True)
+            command = [sys.executable, __file__, "--role", kind, "--number", str(number), "--folder", str(folder)]
+            pipe = subprocess.PIPE
+            processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
+        ports = [answer(process, "port")["port"] for process in processes]
+        started = time.monotonic()
+        tell(ports)
+        for process in processes[1:]:
+            answer(process, "done")
+        seconds = time.monotonic() - started
+        tell("stop")
+        usages = [answer(process, "cpu") for process in processes]
+        for process in processes:
+            process.wait(TIME_LIMIT)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    figures = {key: sum(usage[key] for usage in usages) for key in ("cpu", "user")}
+    return {"seconds": seconds, **figures, "rss": max(usage["rss"] for usage in usages)}
+
+
+def digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def compare(folder: Path, kinds: Sequence[str], arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    file = trio.run(make_seed, folder, arguments.megabytes << 20)
+    if "theirs" in kinds:
+        make_torrent(folder, file)
+    results: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    right = digest(file)
+    started = time.monotonic()
+    for _ in range(arguments.runs):
+        for kind in kinds:
+            results[kind].append(transfer(kind, folder, arguments.downloaders))
+            for number in range(1, arguments.downloaders + 1):
+                home = folder / str(number)
+                if digest((home if kind == "theirs" else home / "models" / "content") / file.name) != right:
+                    raise SystemExit(f"downloader {number} of {KINDS[kind]} has another file")
+                shutil.rmtree(home)
+        if time.monotonic() - started > TIME_LIMIT:
+            print(f"stopped after {TIME_LIMIT:.0f} s; the medians are over fewer runs")
+            break
+    return results
+
+
+def report(results: dict[str, list[dict[str, float]]], arguments: argparse.Namespace) -> None:
+    runs = len(next(iter(results.values())))
+    print(
+        f"{arguments.megabytes} MiB from one seed to {arguments.downloaders} downloaders, all verified; medians of {runs}"
+    )
+    print(
+        f"{'':<24}" + "".join(f"{KINDS[kind]:>12}" for kind in results) + ("       ratio" if len(results) > 1 else "")
+    )
+    for key, name in FIGURES.items():
+        medians = [statistics.median(run[key] for run in runs) for runs in results.values()]
+        ratio = f"{medians[0] / medians[1]:>12.2f}" if len(medians) > 1 else ""
+        print(f"{name:<24}" + "".join(f"{median:>12.2f}" for median in medians) + ratio)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--megabytes", type=int, default=256)
+    parser.add_argument("--downloaders", type=int, default=7)
+    parser.add_argument("--folder", type=Path, help="where the files go for the time of the run")
+    parser.add_argument("--only", choices=KINDS)
+    parser.add_argument("--role", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.role == "ours":
+        trio.run(ours, arguments.folder, arguments.number)
+    elif arguments.role == "theirs":
+        theirs(arguments.folder, arguments.number)
+    else:
+        kinds = [arguments.only] if arguments.only else list(KINDS)
+        if "theirs" in kinds and importlib.util.find_spec("libtorrent") is None:
+            print("libtorrent is not installed (pip install libtorrent): ours runs alone")
+            kinds.remove("theirs")
+        room = (arguments.megabytes << 20) * (arguments.downloaders + 2)
+        where = arguments.folder
+        if where is None and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > room:
+            where = MEMORY
+        with TemporaryDirectory(dir=where) as folder:
+            report(compare(Path(folder), kinds, arguments), arguments)
+
+
+if __name__ == "__main__":
+    main()
