@@ -45,6 +45,7 @@ class _Mnist(Classifier):
     """28x28 pictures of digits, 784 values from 0 to 255, or of clothes (Fashion-MNIST) and the like."""
 
     input_shape = (784,)
+    picture = (28, 28, 1)
     labels = DIGITS
     batch = 32
     momentum = 0.9
@@ -71,7 +72,7 @@ class MnistDense(_Mnist):
     """784-128-10 with dropout of a fifth between (the first network of TensorFlow's tutorial)."""
 
     name = "mnist-dense"
-    learning_rate = 0.1
+    learning_rate = 0.03
 
     def build(self) -> torch.nn.Module:
         from torch import nn
@@ -122,7 +123,7 @@ class CifarCnn(Classifier):
     input_shape = (32, 32, 3)
     labels = CIFAR_CLASSES
     batch = 64
-    learning_rate = 0.02
+    learning_rate = 0.005
     momentum = 0.9
     # Of the 50,000 training pictures, 0 to 255.
     mean = (125.3, 123.0, 113.9)

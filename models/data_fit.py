@@ -17,8 +17,7 @@ from gossipml.errors import UserError
 from gossipml.models.dataset import Dataset, Labelled, Rows
 from gossipml.models.registry import nearest
 from gossipml.models.sources_images import Pictures
-from gossipml.models.sources_picture import MODES
-from gossipml.models.spec import Facts, Spec, adapts, check_interface, sample_shape
+from gossipml.models.spec import Facts, Spec, adapts, check_interface, picture_shape, sample_shape
 
 CHUNK_VALUES = 1 << 20  # of samples looked at together
 MAX_NAMED = 1024  # values with names: more are no parameters that a person gives, and would not fit into messages
@@ -81,15 +80,11 @@ def check_fit(spec: Spec, data: Dataset) -> None:
 
 
 def _size_pictures(spec: Spec, data: Dataset) -> Dataset:
-    """Pictures as (height, width, channels) of the model, or grey where it takes that many flat values."""
-    want = sample_shape(spec)
+    """Pictures in the size of the model, or in their own where it takes that many flat values."""
+    want, size = sample_shape(spec), picture_shape(spec)
     pictures = [data.train.inputs, data.test.inputs]
     height, width, channels = data.train.inputs.shape[1:]
-    if len(want) == 3 and want[2] in MODES:
-        size = (want[0], want[1], want[2])
-    elif len(want) == 2:
-        size = (want[0], want[1], 1)
-    else:
+    if size is None:
         flat = next((n for n in (channels, 3, 1, 4) if height * width * n == math.prod(want)), None)
         if flat is None or len(want) != 1:
             raise UserError(

@@ -4,10 +4,12 @@ The request is the body of the client, one of
 - the Open Inference Protocol (KServe V2) infer request: `{"inputs": [{"name", "datatype", "shape", "data"}],
   "outputs": [{"name"}]?, "id"?}`; answered by `{"model_name", "outputs": [...], "id"?}`;
 - `{"instances": [SAMPLE, ...]}`, answered by `{"predictions": [ANSWER, ...]}`;
-- one SAMPLE, or a list of them, answered by the ANSWER alone (or by predictions).
+- one SAMPLE, or a list of them, answered by the ANSWER alone (or by predictions);
+- the bytes of one picture (JPEG, PNG, BMP, GIF, WebP), answered by the ANSWER.
 A SAMPLE is a list of numbers in the shape of the model's input (or flat), or an object of the feature names
 (`{"a": 0, "b": 1}`; the query parameters of a URL, so numbers may be text). A query without names uses
-`values=1,2,3`. Values are raw, as the data source has them: `ingest` scales them.
+`values=1,2,3`. Where the model takes pictures, `{"image": BASE64}` is a SAMPLE, too: the bytes of a picture, which is
+scaled to the model's size. Values are raw, as the data source has them: `ingest` scales them.
 
 Every fault is a UserError with a sentence. The daemon has bounded the body; here count, name, shape, datatype
 and finiteness are checked. Knows nothing of torch: `forward` is passed in.
@@ -15,6 +17,8 @@ and finiteness are checked. Knows nothing of torch: `forward` is passed in.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import math
 from collections.abc import Callable
@@ -23,7 +27,8 @@ import numpy as np
 
 from gossipml.errors import UserError
 from gossipml.models.registry import nearest
-from gossipml.models.spec import DATATYPES, Array, Json, Spec, TensorSpec, sample_shape
+from gossipml.models.sources_picture import MAX_PIXELS, decode, looks_like_picture, measure
+from gossipml.models.spec import DATATYPES, Array, Json, Spec, TensorSpec, picture_shape, sample_shape
 
 MAX_SAMPLES = 4096  # per request; bounds the time that one request takes from training
 MAX_INPUT_VALUES = 1 << 24  # 64 MiB of float32
@@ -34,6 +39,9 @@ Forward = Callable[[Array], Array]
 
 def answer(spec: Spec, request: bytes, forward: Forward) -> bytes:
     """The answer as JSON, or UserError."""
+    if looks_like_picture(request):
+        reply: Json = predict_samples(spec, _read_picture(spec, request).reshape(1, *sample_shape(spec)), forward)[0]
+        return _write(reply)
     value = parse(request)
     if isinstance(value, dict) and "inputs" in value and "inputs" not in spec.features:
         reply = _infer(spec, value, forward)
@@ -41,6 +49,10 @@ def answer(spec: Spec, request: bytes, forward: Forward) -> bytes:
         samples, single = read_samples(spec, value)
         answers = predict_samples(spec, samples, forward)
         reply = answers[0] if single else {"predictions": list(answers)}
+    return _write(reply)
+
+
+def _write(reply: Json) -> bytes:
     return json.dumps(reply, allow_nan=False, separators=(",", ":")).encode()
 
 
@@ -89,11 +101,14 @@ def read_samples(spec: Spec, value: Json) -> tuple[Array, bool]:
 def _stack(spec: Spec, samples: list[Json]) -> Array:
     _check_count(spec, len(samples), math.prod(sample_shape(spec)))
     shape = sample_shape(spec)
+    _check_pictures(spec, samples)
     return np.stack([_read_sample(spec, sample).reshape(shape) for sample in samples])
 
 
 def _read_sample(spec: Spec, sample: Json) -> Array:
     size = math.prod(sample_shape(spec))
+    if (picture := _picture_in(spec, sample)) is not None:
+        return _read_picture(spec, picture)
     if isinstance(sample, dict):
         sample = _named_values(spec, sample)
     if not isinstance(sample, list):
@@ -102,6 +117,42 @@ def _read_sample(spec: Spec, sample: Json) -> Array:
     if found != sample_shape(spec) and found != (size,):
         raise UserError(f"the sample has the shape {list(found or ())}; {_expected(spec)}")
     return _numbers(sample, spec.inputs[0]).reshape(-1)
+
+
+def _picture_in(spec: Spec, sample: Json) -> bytes | None:
+    """The bytes of a picture where the sample is one."""
+    if not isinstance(sample, dict) or set(sample) != {"image"} or "image" in spec.features:
+        return None
+    text = sample["image"]
+    try:
+        if isinstance(text, str):
+            return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        pass
+    raise UserError('"image" is not base64; send the bytes of a picture file in base64')
+
+
+def _check_pictures(spec: Spec, samples: list[Json]) -> None:
+    """UserError when the pictures of a request would take long to decode: a small file may hold a huge picture."""
+    pixels = 0
+    for sample in samples:
+        if (picture := _picture_in(spec, sample)) is not None:
+            height, width, _ = measure(picture, "the picture")
+            pixels += height * width
+            if pixels > MAX_PIXELS:
+                raise UserError(
+                    f"the pictures of the request have over {MAX_PIXELS} pixels together; send smaller ones"
+                )
+
+
+def _read_picture(spec: Spec, picture: bytes) -> Array:
+    """The pixels as the model's flat raw values."""
+    size = picture_shape(spec)
+    if size is None or spec.inputs[0].datatype in ("BOOL", "BYTES"):
+        raise UserError(f"the model {spec.name!r} takes no pictures; {_expected(spec)}")
+    kind = DATATYPES[spec.inputs[0].datatype]
+    pixels: Array = decode(picture, size, "the picture").astype(kind).reshape(-1)
+    return pixels
 
 
 def _named_values(spec: Spec, sample: dict[str, Json]) -> list[Json]:

@@ -140,8 +140,9 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> _Mem
                 raise ValueError(f"format version {version}")
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-            raise UserError(f"{where} is no .npy array ({error}); write it again with numpy.savez") from None
+        except Exception as error:  # the header is a Python literal: its parser raises a dozen kinds
+            reason = f"{type(error).__name__}: {str(error)[:100]}"
+            raise UserError(f"{where} is no .npy array ({reason}); write it again with numpy.savez") from None
         header = stream.tell()
     if dtype.hasobject or dtype.kind not in "buifSU" or dtype.itemsize == 0:
         what = "Python objects, which would be unpickled" if dtype.hasobject else f"values of type {dtype}"

@@ -176,6 +176,8 @@ class Classifier:
     input_shape: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    picture: tuple[int, int, int] | None = None
+    """Height, width and channels of the pictures that a model of flat samples takes, values from 0 to 255."""
     mean: tuple[float, ...] | float = 0.0
     scale: tuple[float, ...] | float = 1.0
     learning_rate: float = 0.05
@@ -274,6 +276,18 @@ def sample_shape(spec: Spec) -> tuple[int, ...]:
     return spec.inputs[0].shape[1:]
 
 
+def picture_shape(spec: Spec) -> tuple[int, int, int] | None:
+    """Height, width and channels (1, 3 or 4: grey, RGB, RGBA) in which the model takes a picture; None when its
+    samples are no pictures."""
+    given, shape = getattr(spec, "picture", None), sample_shape(spec)
+    if given is not None:
+        height, width, channels = given
+        return height, width, channels
+    if len(shape) == 3 and shape[2] in (1, 3, 4):
+        return shape[0], shape[1], shape[2]
+    return (shape[0], shape[1], 1) if len(shape) == 2 else None
+
+
 def _check_normalisation(spec: Classifier, where: str) -> None:
     last = spec.input_shape[-1] if spec.input_shape else 1
     for name, values in (("mean", spec.mean), ("scale", spec.scale)):
@@ -305,6 +319,12 @@ def _check_tensors(spec: Spec, where: str) -> None:
             )
         if math.prod(tensor.shape[1:]) > MAX_SAMPLE_VALUES:
             raise UserError(f"{where}: tensor {tensor.name!r} has over {MAX_SAMPLE_VALUES} values a sample")
+    picture = getattr(spec, "picture", None)
+    if picture is not None and (len(picture) != 3 or math.prod(picture) != math.prod(sample_shape(spec))):
+        raise UserError(
+            f"{where}: picture is {picture!r}; it is height, width and channels, in all "
+            f"{math.prod(sample_shape(spec))} values"
+        )
     if spec.features and len(spec.features) != math.prod(sample_shape(spec)):
         raise UserError(
             f"{where}: {len(spec.features)} feature names for {math.prod(sample_shape(spec))} input values; give one "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,24 @@ def mnist_folder() -> Path:
     folder = real_data() / "mnist"
     if not folder.is_dir():
         pytest.skip(f"no MNIST in {folder}; set GOSSIPML_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fiftieth of the CIFAR-10 pictures, and a fiftieth of those for testing, as class folders."""
+    archive = real_data() / "cifar10-images.tar.xz"
+    if not archive.is_file():
+        pytest.skip(f"no CIFAR-10 pictures in {archive}; set GOSSIPML_DATA")
+    folder = tmp_path_factory.mktemp("cifar")
+    with tarfile.open(archive, "r|xz") as pictures:
+        for member in pictures:
+            if member.isfile() and int(Path(member.name).stem) % 50 == 0:
+                target = folder / member.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source = pictures.extractfile(member)
+                assert source is not None
+                target.write_bytes(source.read())
     return folder
 
 
