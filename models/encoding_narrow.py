@@ -3,9 +3,9 @@
 bfloat16: the upper half of a float32, rounded to the nearest, to even between two.
 
 int4: blocks of 64 values. scale = -peak / 8, where peak is the value of the block with the largest magnitude; it is
-sent as a bfloat16, rounded away from zero. value = (nibble - 8) * scale, nibble from 0 to 15, so that the peak falls on 0
-and all sixteen levels are used (the other end is clipped to 7). Two values a byte, the first in the lower half; the
-upper half of an odd last byte is ignored. The block size and the signed scale are measured: mean squared error of a
+sent as a bfloat16, rounded away from zero. value = (nibble - 8) * scale, nibble from 0 to 15, so that the peak falls
+on 0 and all sixteen levels are used (the other end is clipped to 7). Two values a byte, the first in the lower half;
+the upper half of an odd last byte is ignored. Block size and signed scale are measured: mean squared error of a
 normal distribution, in % of its variance (bytes per value):
 
 | block | -7 to 7, scale max / 7 | signed scale |
@@ -37,7 +37,9 @@ _BFLOAT16_MOST: Final = int(_MAX_MAGNITUDE.view(np.uint32)) >> 16  # bits of the
 _BFLOAT16_BOUND: Final = float(np.uint32(_BFLOAT16_MOST << 16).view(np.float32))
 _SCALE_MOST: Final = int(np.float32(_MAX_MAGNITUDE / np.float32(8)).view(np.uint32)) >> 16
 _INT4_BOUND: Final = 8 * float(np.uint32(_SCALE_MOST << 16).view(np.float32))
-SMALLEST_SCALE: Final = float(np.finfo(np.float32).tiny) * 8  # of a scale; below it 1 / scale overflows: such blocks are 0
+SMALLEST_SCALE: Final = (
+    float(np.finfo(np.float32).tiny) * 8
+)  # of a scale; below it 1 / scale overflows: such blocks are 0
 
 
 def int4_size(n: int) -> int:

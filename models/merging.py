@@ -78,5 +78,5 @@ def clipped_difference(x: A, m: A, bound: A) -> tuple[A, A]:
     difference = m - x
     length = norm(difference)  # (...)
     scale = bound / (length + (length == 0))
-    scale = scale * (scale < 1) + 1.0 * (scale >= 1)
+    scale = scale * (scale < 1) + (scale >= 1)  # a float times a bool is that float's type, in numpy too
     return difference * scale[..., None], length

@@ -1,0 +1,326 @@
+"""What of a model goes over a link, and in how many bits: a form, its name, its bytes, and the way back.
+
+| name | what is sent |
+|---|---|
+| `int8` (any of `encoding.ENCODINGS`) | all parameters |
+| `int8-top10` | the 10 % that matter most, each block of 65,536 for itself (Stich, Cordonnier, Jaggi 2018; in gossip: Dhasade et al. 2023, JWINS) |
+| `int8-3of8` | the third of eight fragments of consecutive parameters (Biswas et al. 2025, DivShare; Hegedus, Danner, Jelasity 2021, partitioned exchange) |
+
+A body, `exact` being the number of buffers at the end of the vector (running statistics: few, and of other sizes than
+the weights, so that they would suffer in a block with them):
+
+    body    = exact values places
+    exact   = the buffers as float32; in every body, whatever part of the parameters it holds
+    values  = the parameters that are sent, in ascending order, as one vector of the encoding
+    places  = only with top, of all blocks one after the other; from 7 % on: a bit for each parameter, least first, the
+              last byte of a block filled up with zeros; below 7 %, where that takes fewer bytes: for each parameter
+              that is sent its place in its block, 2 bytes, little-endian, ascending
+
+Name and layout tell the length of a body before it is read: of each block, or last part of a block, ceil(10 %) are
+sent. What is sent are parameters, not changes, because a receiver need not know what came before; which ones matter
+most is up to the sender (`feedback`). The receiver writes them over a copy of its own model and merges that: where
+nothing came the difference is zero. Its norm is then smaller; see `Form.share`.
+
+Left out: entropy coding.
+"""  # noqa: E501 a table row is one line
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossipml.errors import LocalError, RemoteError, UserError
+from gossipml.models.arrays import A, is_numpy, largest, like, put, take, top
+from gossipml.models.encoding import BLOCK, ENCODINGS, Vector, decode_into, encode_into, encoded_size
+from gossipml.models.encoding_narrow import INT4_BLOCK, SMALLEST_SCALE, rounded_scales
+
+SPAN: Final = 1 << 16  # parameters of a block of top-k: what an offset of 2 bytes reaches; 256 KiB, in the cache
+MOST_PERCENT: Final = 50  # of top-k: beyond, the places cost more than they save
+BITMAP_PERCENT: Final = 7  # from here on a bit for each parameter is less than two bytes for each that is sent
+MOST_FRAGMENTS: Final = 64  # a parameter is then heard of once in 64 sends (guess)
+ALIASES: Final = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_NAME: Final = re.compile(
+    rf"({'|'.join(ENCODINGS)})(?:-top([1-9][0-9]?)|-([1-9][0-9]?)?of([1-9][0-9]?))?", re.ASCII
+)  # the part before `of` is left out in a choice
+
+Places = slice | NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to send a model. `fragment` counts from 0, in the name from 1."""
+
+    values: str = "int8"
+    percent: int = 100
+    fragment: int = 0
+    fragments: int = 1
+
+    @property
+    def name(self) -> str:
+        """At most 16 characters of a-z, 0-9 and -, as the wire wants it."""
+        if self.percent < 100:
+            return f"{self.values}-top{self.percent}"
+        return f"{self.values}-{self.fragment + 1}of{self.fragments}" if self.fragments > 1 else self.values
+
+    @property
+    def share(self) -> float:
+        """Of the parameters in a body. A difference of that many is about sqrt(share) as long as one of all."""
+        return self.percent / 100 / self.fragments
+
+    def at(self, step: int) -> Form:
+        """The form of the step-th send: fragments in turn, so that all parameters have gone after one cycle."""
+        return replace(self, fragment=step % self.fragments)
+
+    def stretch(self, parameters: int) -> tuple[int, int]:
+        """Begin and end of the fragment."""
+        return (
+            self.fragment * parameters // self.fragments,
+            (self.fragment + 1) * parameters // self.fragments,
+        )
+
+
+def parse_form(name: str) -> Form:
+    """What a header names. RemoteError when there is no such form."""
+    match = _NAME.fullmatch(name)
+    if match is None or (match[4] and not match[3]):
+        raise RemoteError(f"unknown encoding {name[:32]!r}; known are {', '.join(ENCODINGS)}, with -top10 or -1of8")
+    try:
+        return _form(match)
+    except ValueError as error:
+        raise RemoteError(f"encoding {name[:32]!r}: {error}") from None
+
+
+def parse_choice(text: str) -> Form | None:
+    """What a person chose: as `parse_form`, but `int8-of8` stands for all eight fragments in turn; None is `auto`."""
+    if text == "auto":
+        return None
+    head, dash, rest = text.partition("-")
+    match = _NAME.fullmatch(ALIASES.get(head, head) + dash + rest)
+    if match is None or match[3]:
+        raise UserError(
+            f"there is no compression {text!r}; choose auto, {', '.join(ENCODINGS)}, or one of these with -top10 "
+            "(the 10 % that matter most) or -of8 (eight fragments in turn)"
+        )
+    try:
+        return _form(match)
+    except ValueError as error:
+        raise UserError(f"compression {text!r}: {error}") from None
+
+
+def _form(match: re.Match[str]) -> Form:
+    values, percent, fragment, fragments = match.groups()
+    if percent and int(percent) > MOST_PERCENT:
+        raise ValueError(f"top takes 1 to {MOST_PERCENT} %")
+    if fragments and not 2 <= int(fragments) <= MOST_FRAGMENTS:
+        raise ValueError(f"there can be 2 to {MOST_FRAGMENTS} fragments")
+    if fragment and int(fragment) > int(fragments):
+        raise ValueError("there is no such fragment")
+    return Form(values, int(percent or 100), int(fragment or 1) - 1, int(fragments or 1))
+
+
+# Bytes.
+
+
+def packed_size(form: Form, n: int, exact: int = 0) -> int:
+    """Bytes of a body for a vector of n values of which the last `exact` are buffers."""
+    sent = _sent(form, n - exact)
+    return 4 * exact + encoded_size(form.values, sent) + _places_size(form, n - exact)
+
+
+def pack_into(form: Form, values: Vector, out: memoryview, *, exact: int = 0, importance: Vector | None = None) -> int:
+    """Writes the body to the beginning of `out`; how many bytes. `importance` (n - exact or more values) says what top
+    sends; without it the largest magnitudes.
+
+    LocalError when a value, or an importance, is not finite or too large: such parameters are never sent.
+    """
+    parameters = len(values) - exact
+    size = packed_size(form, len(values), exact)
+    if len(out) < size:
+        raise LocalError(f"{size} encoded bytes do not fit into {len(out)}")
+    if exact:
+        encode_into("float32", values[parameters:], out)
+    out = out[4 * exact :]
+    if form.percent == 100:
+        start, stop = form.stretch(parameters)
+        if start < stop:
+            encode_into(form.values, values[start:stop], out)
+        return size
+    kept = np.empty(_sent(form, parameters), dtype=np.float32)
+    places = out[encoded_size(form.values, len(kept)) : size - 4 * exact]
+    for block, among, where in _blocks(form, parameters):
+        piece = values[block]
+        weights = np.abs(piece if importance is None else importance[block])
+        if not np.isfinite(weights.sum()):
+            raise LocalError("a parameter, or its change, is not finite")
+        chosen = top(weights, among.stop - among.start)
+        kept[among] = piece[chosen]
+        if form.percent < BITMAP_PERCENT:
+            places[where] = chosen.astype("<u2").tobytes()
+        else:
+            marked = np.zeros(len(piece), dtype=np.bool_)
+            marked[chosen] = True
+            places[where] = np.packbits(marked, bitorder="little").tobytes()
+    if len(kept):
+        encode_into(form.values, kept, out)
+    return size
+
+
+def pack(form: Form, values: Vector, *, exact: int = 0, importance: Vector | None = None) -> bytes:
+    """The body; see `pack_into`."""
+    out = bytearray(packed_size(form, len(values), exact))
+    pack_into(form, values, memoryview(out), exact=exact, importance=importance)
+    return bytes(out)
+
+
+def unpack_into(form: Form, data: bytes | bytearray | memoryview, out: Vector, *, exact: int = 0) -> Places:
+    """Writes what the body holds over `out`, and leaves the rest of it; where the parameters were written.
+
+    RemoteError, with `out` undefined, unless the length fits, places ascend within their blocks, and every value is
+    finite and at most MAX_MAGNITUDE.
+    """
+    parameters = len(out) - exact
+    size = packed_size(form, len(out), exact)
+    if len(data) != size:
+        raise RemoteError(f"{form.name} update of {len(data)} bytes; {len(out)} parameters take {size}")
+    body = memoryview(data)
+    if exact:
+        decode_into("float32", body[: 4 * exact], out[parameters:])
+    body = body[4 * exact :]
+    if form.percent == 100:
+        start, stop = form.stretch(parameters)
+        if start < stop:
+            decode_into(form.values, body, out[start:stop])
+        return slice(start, stop)
+    kept = np.empty(_sent(form, parameters), dtype=np.float32)
+    length = encoded_size(form.values, len(kept))
+    if len(kept):
+        decode_into(form.values, body[:length], kept)
+    everywhere = np.empty(len(kept), dtype=np.intp)
+    for block, among, where in _blocks(form, parameters):
+        chosen = _read_places(form, body[length:][where], block.stop - block.start)
+        if len(chosen) != among.stop - among.start:
+            raise RemoteError(f"{form.name} update marks {len(chosen)} places, not {among.stop - among.start}")
+        np.add(chosen, block.start, out=everywhere[among], dtype=np.intp)
+    out[everywhere] = kept
+    return everywhere
+
+
+def _read_places(form: Form, data: memoryview, size: int) -> NDArray[np.uint16] | NDArray[np.intp]:
+    """What is sent of a block of `size`, ascending. RemoteError when a place stands twice or is none of the block."""
+    if form.percent >= BITMAP_PERCENT:
+        marked = np.flatnonzero(np.unpackbits(np.frombuffer(data, dtype=np.uint8), bitorder="little").view(np.bool_))
+        if len(marked) and int(marked[-1]) >= size:
+            raise RemoteError(f"{form.name} update marks a place beyond the model")
+        return marked
+    places = np.frombuffer(data, dtype="<u2")
+    if int(places[-1]) >= size or not bool((places[1:] > places[:-1]).all()):
+        raise RemoteError(f"{form.name} update names places twice, out of order, or beyond the model")
+    return places
+
+
+def _sent(form: Form, parameters: int) -> int:
+    if form.percent == 100:
+        start, stop = form.stretch(parameters)
+        return stop - start
+    whole, rest = divmod(parameters, SPAN)
+    return whole * _kept(SPAN, form.percent) + _kept(rest, form.percent)
+
+
+def _kept(size: int, percent: int) -> int:
+    return -(-size * percent // 100)
+
+
+def _places_size(form: Form, parameters: int) -> int:
+    if form.percent == 100:
+        return 0
+    if form.percent < BITMAP_PERCENT:
+        return 2 * _sent(form, parameters)
+    return -(-parameters // 8)  # SPAN is a multiple of 8
+
+
+def _blocks(form: Form, parameters: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Each block of parameters, where what is kept of it stands among all that is kept, and where its places stand."""
+    among = where = 0
+    for start in range(0, parameters, SPAN):
+        stop = min(start + SPAN, parameters)
+        count = _kept(stop - start, form.percent)
+        size = 2 * count if form.percent < BITMAP_PERCENT else -(-(stop - start) // 8)
+        yield slice(start, stop), slice(among, among + count), slice(where, where + size)
+        among += count
+        where += size
+
+
+# The same without bytes: what a receiver has after `unpack_into`, for simulators.
+
+
+def received(form: Form, values: A, own: A, *, exact: int = 0, importance: A | None = None) -> A:
+    """(..., P) of the receiver, from the sender's `values` and the receiver's `own` (..., P): a new array."""
+    parameters = values.shape[-1] - exact
+    if form.percent == 100:
+        start, stop = form.stretch(parameters)
+        result = own + 0
+        result[..., start:stop] = rounded(form.values, values[..., start:stop])
+    else:
+        weights = abs(values if importance is None else importance)
+        result = own + 0
+        kept = _zeros(values, _sent(form, parameters))
+        everywhere = []
+        for block, among, _ in _blocks(form, parameters):
+            chosen = top(weights[..., block], among.stop - among.start) + block.start
+            kept[..., among] = take(values, chosen)
+            everywhere.append((chosen, among))
+        kept = rounded(form.values, kept)
+        for chosen, among in everywhere:
+            put(result, chosen, kept[..., among])
+    if exact:
+        result[..., parameters:] = values[..., parameters:]
+    return result
+
+
+def rounded(encoding: str, values: A) -> A:
+    """What is left of `values` (..., P) after `encode` and `decode`."""
+    match encoding:
+        case "float32":
+            return values
+        case "float16":
+            return (
+                values.astype(np.float16).astype(values.dtype) if is_numpy(values) else values.half().to(values.dtype)
+            )
+        case "bfloat16" if not is_numpy(values):
+            return values.bfloat16().to(values.dtype)
+        case "bfloat16":
+            bits = values.astype(np.float32).view(np.uint32)
+            nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+            return nearest.view(np.float32).astype(values.dtype)
+    size = values.shape[-1]
+    width = BLOCK if encoding == "int8" else INT4_BLOCK
+    padded = _zeros(values, -(-size // width) * width)
+    padded[..., :size] = values
+    rows = padded.reshape(*values.shape[:-1], -1, width)
+    if encoding == "int8":
+        scale = largest(abs(rows))[..., None] / 127
+        rows = (rows * _inverse(scale)).round() * scale
+    else:
+        high, low = largest(rows), largest(-rows)
+        upper = high >= low
+        peaks = high * upper - low * ~upper
+        peaks = peaks if is_numpy(peaks) else peaks.detach().cpu().numpy()
+        scale = like(values, rounded_scales(peaks.astype(np.float32)))[..., None]
+        rows = (rows * _inverse(scale)).round().clip(-8, 7) * scale
+    return rows.reshape(*values.shape[:-1], -1)[..., :size]
+
+
+def _inverse(scale: A) -> A:
+    """1 / scale; 1 where that would overflow, and values of such a block round to 0."""
+    usable = abs(scale) > SMALLEST_SCALE
+    return 1 / (scale * usable + ~usable)
+
+
+def _zeros(values: A, size: int) -> A:
+    shape = (*values.shape[:-1], size)
+    return np.zeros(shape, dtype=values.dtype) if is_numpy(values) else values.new_zeros(shape)
