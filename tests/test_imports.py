@@ -73,6 +73,8 @@ PURE = (
     "dht.lookup",
     "dht.limits",
     "dht.node",
+    "daemon.idle",
+    "daemon.schedule",
 )
 
 
