@@ -24,6 +24,7 @@ LISTEN = Address("0.0.0.0", 8711)
 API = Address("127.0.0.1", 8710)
 DEVICES = ("auto", "cpu", "cuda")
 MAX_NAME = 64
+MAX_NICE = 19  # of POSIX
 MAX_REPLICAS = 64  # as many as a key of the DHT lists
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -64,6 +65,14 @@ class PeerConfig:
     """Bytes per second for uploads of models; 0 for no limit."""
     publish_seconds: float = 300.0
     """A trainer publishes at most this often, and when its model improved (guess)."""
+    pause_on_battery: bool = False
+    """Train only on mains."""
+    pause_on_load: float = 0.0
+    """Per cent of the machine's CPU, used by others, at which training pauses; 0: never."""
+    schedule: str = ""
+    """When to train, for example `mon-fri 18:00-07:00`, in local time; empty: always. See gossipml.daemon.schedule."""
+    nice: int = 10
+    """Of the training process: others come first, and predictions keep their latency."""
 
     def __post_init__(self) -> None:
         index, parts = self.part
@@ -85,6 +94,10 @@ class PeerConfig:
             raise UserError(f"keep {self.keep} is not between 1 and 1000 versions")
         if self.publish_seconds < 1:
             raise UserError(f"publish seconds {self.publish_seconds:g} is not at least 1")
+        if not 0 <= self.pause_on_load <= 100:
+            raise UserError(f"pause on load {self.pause_on_load:g} is not from 0 to 100 % of the CPU; 0 means never")
+        if not 0 <= self.nice <= MAX_NICE:
+            raise UserError(f"nice {self.nice} is not between 0 and {MAX_NICE}; more is nicer to others")
         if len(self.name) > MAX_NAME or not self.name.isprintable():
             raise UserError(f"the name has {len(self.name)} characters; at most {MAX_NAME} printable ones")
 
@@ -175,13 +188,15 @@ def _convert(name: str, value: object) -> object:
             return value if isinstance(value, Address) else parse_address(str(value), what=f"{name} address")
         case "part":
             return value if isinstance(value, tuple) else parse_part(str(value))
-        case "threads" | "seed" | "max_rounds" | "replicas" | "keep":
+        case "threads" | "seed" | "max_rounds" | "replicas" | "keep" | "nice":
             return _number(name, value, int)
-        case "target_accuracy" | "publish_seconds":
+        case "pause_on_load" if isinstance(value, str):
+            return _number(name, value.strip().removesuffix("%").rstrip(), float)
+        case "target_accuracy" | "publish_seconds" | "pause_on_load":
             return _number(name, value, float)
         case "quota" | "upload_rate":
             return parse_size(value, what=name.replace("_", "-"))
-        case "train" | "lan":
+        case "train" | "lan" | "pause_on_battery":
             return _switch(name, value)
         case _:
             if not isinstance(value, str):

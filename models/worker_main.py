@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gossipml.models.trainer import Evaluation
     from gossipml.models.training import LocalTrainer
 
-NICE = 10  # HTTP keeps its latency while two threads train
+MAX_NICE = 19  # of POSIX
 READ = 1 << 16
 MAX_THREADS = 1024
 
@@ -49,10 +49,6 @@ Job = Generator[None, None, tuple[Reply, bytes]]  # the answer and its body
 def main() -> None:
     commands, answers = _claim_channel()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon ends us in order
-    try:
-        os.nice(NICE)
-    except OSError:
-        pass  # a container may forbid it
     _Worker(commands, answers).run()
     sys.stderr.flush()
     os._exit(0)  # the daemon waits: taking torch down in order takes up to a second and saves nothing
@@ -67,6 +63,14 @@ def _claim_channel() -> tuple[int, int]:
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     return commands, answers
+
+
+def _be_nice(nice: int) -> None:
+    """Let other programs come first: HTTP keeps its latency while two threads train."""
+    try:
+        os.nice(nice)
+    except OSError:
+        pass  # a container may forbid it
 
 
 @dataclass
@@ -182,6 +186,7 @@ class _Worker:
     def _configure(self, fields: Fields) -> Reply:
         if self._model is not None:
             raise LocalError("the worker is configured already")
+        _be_nice(codec.get_int(fields, "nice", high=MAX_NICE))
         self._inbox = SharedView(codec.get_int(fields, "inbox"))
         self._outbox = SharedView(codec.get_int(fields, "outbox"))
         self._trains = codec.get_bool(fields, "train")

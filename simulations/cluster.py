@@ -25,6 +25,7 @@ import trio
 from gossipml.daemon.learner import LearnerConfig, Progress
 from gossipml.daemon.node import Node, NodeConfig
 from gossipml.daemon.orders import FOLDER, order_name
+from gossipml.daemon.pausing import Observe
 from gossipml.daemon.replication import ReplicationConfig
 from gossipml.env import Credentials, write_atomic
 from gossipml.env.simulated import World
@@ -56,6 +57,8 @@ class Member:
     identity: Identity
     points: Points
     trains: bool = True
+    observe: Observe | None = None
+    """What its machine does; see `NodeConfig.idle`."""
     node: Node | None = None
     trainer: NumpyTrainer | None = None
     scope: trio.CancelScope | None = None
@@ -171,7 +174,7 @@ class Cluster:
             self.world.note(f"progress {progress.state}", member.name, "", progress.round, accuracy)
 
         with trio.CancelScope() as scope:
-            node = Node(env, credentials, config, open_trainer, on_progress)
+            node = Node(env, credentials, config, open_trainer, on_progress, member.observe)
             member.scope, member.node = scope, node
             async with node.running():
                 task_status.started()

@@ -27,6 +27,10 @@ def test_a_written_configuration_is_read_back(tmp_path: Path) -> None:
         name="Zoë",
         lan=False,
         quota=3,
+        pause_on_battery=True,
+        pause_on_load=12.5,
+        schedule="mon-fri 18:00-07:00, sat-sun 00:00-24:00",
+        nice=0,
     )
     (tmp_path / "config.toml").write_text(write_config(config), encoding="utf-8")
     assert load_config(tmp_path, {}, {}) == config
@@ -58,6 +62,12 @@ def test_a_written_configuration_is_read_back(tmp_path: Path) -> None:
         ("quota = -1", "write for example 500MB"),
         ('train = "maybe"', "write true or false"),
         ("publish-seconds = 0", "not at least 1"),
+        ("pause-on-load = 101", "pause on load 101 is not from 0 to 100 %"),
+        ('pause-on-load = "much"', "pause-on-load 'much' is not a number"),
+        ('pause-on-battery = "perhaps"', "write true or false"),
+        ("schedule = 22", "must be text"),
+        ("nice = 20", "nice 20 is not between 0 and 19"),
+        ("nice = -1", "nice -1 is not between 0 and 19"),
     ],
 )
 def test_a_wrong_value_names_itself_its_bound_and_its_source(tmp_path: Path, text: str, said: str) -> None:
@@ -69,7 +79,10 @@ def test_a_wrong_value_names_itself_its_bound_and_its_source(tmp_path: Path, tex
 
 def test_sizes_and_switches_are_read_as_people_write_them(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('quota = "1.5GiB"\nlan = false\n')
-    config = load_config(tmp_path, {}, {"GOSSIPML_UPLOAD_RATE": "20 MB", "GOSSIPML_TRAIN": "off"})
+    config = load_config(
+        tmp_path, {"pause_on_load": "30 %"}, {"GOSSIPML_UPLOAD_RATE": "20 MB", "GOSSIPML_TRAIN": "off"}
+    )
+    assert config.pause_on_load == 30.0
     assert (config.quota, config.upload_rate, config.lan, config.train) == (3 * 2**29, 20_000_000, False, False)
 
 

@@ -53,9 +53,19 @@ def start(
     lan: Annotated[bool | None, typer.Option("--lan/--no-lan", help="Find peers on the local network.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Copies of each version that the network keeps [12].")] = None,
     keep: Annotated[int | None, typer.Option(help="Versions of each name kept here [5].")] = None,
-    quota: Annotated[str | None, typer.Option(help="Space for stored models, 20GB for example [all].")] = None,
-    upload_rate: Annotated[str | None, typer.Option(help="Bytes a second for uploads of models [no limit].")] = None,
+    quota: Annotated[str | None, typer.Option(help="Space for stored models, 20GB for example \\[all].")] = None,
+    upload_rate: Annotated[str | None, typer.Option(help="Bytes a second for uploads of models \\[no limit].")] = None,
     publish_seconds: Annotated[float | None, typer.Option(help="Least time between two own versions [300].")] = None,
+    pause_on_battery: Annotated[
+        bool | None, typer.Option("--pause-on-battery/--no-pause-on-battery", help="Train only on mains.")
+    ] = None,
+    pause_on_load: Annotated[
+        str | None, typer.Option(help="Pause while others use so many % of the CPU; 0 for never [0].")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="When to train: 22:00-06:00, or mon-fri 18:00-07:00, sat-sun 00:00-24:00.")
+    ] = None,
+    nice: Annotated[int | None, typer.Option(help="How nice training is to other programs, 0 to 19 [10].")] = None,
 ) -> None:
     """Run an equal peer of a network, in the foreground, until it is stopped.
 
@@ -86,6 +96,10 @@ def start(
         "quota": quota,
         "upload_rate": upload_rate,
         "publish_seconds": publish_seconds,
+        "pause_on_battery": pause_on_battery,
+        "pause_on_load": pause_on_load,
+        "schedule": schedule,
+        "nice": nice,
     }
     config = load_config(home.path, options, os.environ)
     run_peer(home, config, _offered_token(join), verbose=context.obj.verbose)
@@ -116,7 +130,7 @@ def status(context: typer.Context, as_json: Json = False) -> None:
         return
     rows = [
         ("peer", f"{answer['name']} ({answer['peer'][:8]}), up {duration(answer['uptime'])}"),
-        ("state", f"{answer['state']}: {answer['sentence']}"),
+        ("state", _state(answer["state"], answer["sentence"])),
         ("network", f"{answer['network'][:8]}, {answer['neighbours']} neighbours, {answer['members']} members known"),
     ]
     if answer["trains"]:
@@ -224,6 +238,10 @@ def logs(
                 follow_file(file, log, lambda text: print(text, end="", flush=True))
     except FileNotFoundError:
         raise UserError(f"there is no log yet at {file}; start the peer with `gossipml peer start`") from None
+
+
+def _state(state: str, sentence: str) -> str:
+    return sentence if sentence.startswith(state) else f"{state}: {sentence}"
 
 
 def _number(value: Any, form: str) -> str:  # Any: a JSON number or null

@@ -91,6 +91,7 @@ class Face:
             "gossipml": __version__,
             "state": progress.state,
             "sentence": self.readiness().sentence,
+            "paused": progress.paused or None,
             "model": layout,
             "version": self._version(),
             "data": self.about.source if self.about else config.data,
@@ -163,6 +164,10 @@ class Face:
             return Health(False, "the peer is loading its model and data; ask again in a few seconds")
         if isinstance(self.node.learner, Follower):
             return self._serving(self.node.learner)
+        if progress.state == "paused":
+            if self.node.gossip.age <= 0:
+                return Health(False, f"paused: {progress.paused}; nothing is trained yet, and no model heard of")
+            return Health(True, f"paused: {progress.paused}; averaging and answering go on")
         if self.node.gossip.age <= 0:
             return Health(False, "the peer has trained nothing yet and heard of no model; ask again in a few seconds")
         if progress.state == "averaging":
@@ -247,6 +252,7 @@ class Face:
             counter("samples", "Samples trained on.", progress.samples),
             counter("training_seconds", "Time spent in training.", progress.seconds),
             gauge("age_samples", "Samples behind the model.", node.gossip.age),
+            gauge("paused", "1 while training is paused.", float(progress.state == "paused")),
             gauge("neighbours", "Open sessions with other peers.", len(node.mesh.links())),
             counter("updates_sent", "Model updates sent.", stats.updates_sent),
             counter("updates_received", "Model updates received whole.", stats.updates_received),

@@ -2,8 +2,9 @@
 
 A peer without a saved state begins with the newest published version of its model instead of from scratch.
 The rounds go on until the target accuracy or the number of rounds is reached; then the peer only averages with
-its neighbours, so that stragglers and peers that come back catch up. What is needed to go on after a `kill -9`
-lies in `state/resume`, written as one file so that parameters, age and round always belong together.
+its neighbours, so that stragglers and peers that come back catch up. The same goes on while training is paused
+(`gossipml.daemon.pausing`). What is needed to go on after a `kill -9` lies in `state/resume`, written as one file so
+that parameters, age and round always belong together.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Literal
 import trio
 
 from gossipml.daemon.library import name_of
+from gossipml.daemon.pausing import Pausing
 from gossipml.daemon.releases import ReleaseConfig, Releases
 from gossipml.daemon.replication import Replication
 from gossipml.daemon.resume import Resume, load_resume, save_resume
@@ -32,7 +34,7 @@ log = logging.getLogger("gossipml.learner")
 
 LOG_SECONDS = 5.0  # between two lines about it
 
-State = Literal["starting", "training", "averaging", "serving", "stopped"]
+State = Literal["starting", "training", "paused", "averaging", "serving", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Progress:
     seconds: float = 0.0
     """Spent in training."""
     evaluation: Evaluation | None = None
+    paused: str = ""
+    """Why, in the state "paused", in words that follow "paused: "."""
 
 
 class Learner:
@@ -89,10 +93,15 @@ class Learner:
         config: LearnerConfig,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         replication: Replication | None = None,
+        pausing: Pausing | None = None,
     ) -> None:
-        """Without `replication` nothing is published, and nothing begun from a published version."""
+        """Without `replication` nothing is published, and nothing begun from a published version.
+
+        Without `pausing` only `pause` pauses.
+        """
         self.progress = Progress()
         self.trainer: Trainer | None = None
+        self.pausing = pausing or Pausing(env.clock)
         self._env = env
         self._open_trainer = open_trainer
         self._config = config
@@ -119,6 +128,8 @@ class Learner:
                 mesh.attach(trainer, model_facts(trainer.layout))
                 if releases is not None:
                     nursery.start_soon(self._release, releases, trainer, mesh)
+                await self.pausing.look()
+                nursery.start_soon(self.pausing.watch)
                 await self._train(trainer, mesh)
                 if releases is not None:
                     await releases.consider(trainer, mesh.age, self.progress.round, final=True)
@@ -132,6 +143,14 @@ class Learner:
                 self.trainer = None
                 self._tell(state="stopped")
                 done.set()
+
+    def pause(self, reason: str = "by its user") -> None:
+        """Train no more after this round, until `resume`; averaging and answering go on."""
+        self.pausing.pause(reason)
+
+    def resume(self) -> str:
+        """Train again; the reason why not yet, if the machine gives one: that passes by itself."""
+        return self.pausing.resume()
 
     async def _hold_trainer(self, done: trio.Event, *, task_status: trio.TaskStatus[Trainer]) -> None:
         """Keep the trainer alive until `done`, through a cancellation too: its state is still to be saved then."""
@@ -160,6 +179,9 @@ class Learner:
         self._saved_at = self._evaluated_at = self._env.clock.now()  # there is nothing to see or lose yet
         self._tell(state="training")
         while not self._finished():
+            if self.pausing.reason:
+                await self._rest(trainer, mesh)
+                continue
             begun = self._env.clock.now()
             steps = self._steps(trainer, mesh.send_seconds)
             report = await trainer.train(steps, mesh.gossip.config.encoding)
@@ -177,18 +199,42 @@ class Learner:
             describe(self.progress.evaluation),
         )
 
+    async def _rest(self, trainer: Trainer, mesh: Mesh) -> None:
+        """Average and answer without training, until there is no reason left, or enough accuracy has come."""
+        log.info("training is paused: %s; averaging with the neighbours goes on", self.pausing.reason)
+        self._tell(state="paused", paused=self.pausing.reason)
+        await self._save(trainer, mesh)
+        mesh.training_finished()  # the round after the pause takes that back
+        merges = mesh.stats.merges
+        while not self._finished():
+            changed, reason = self.pausing.changed, self.pausing.reason
+            if not reason:
+                break
+            if reason != self.progress.paused:
+                self._tell(paused=reason)
+            merges = await self._look_at_merges(trainer, mesh, merges)
+            with trio.move_on_after(self._evaluate_pause):
+                await changed.wait()
+        self._tell(state="training", paused="")
+        log.info("training goes on" if not self._finished() else "the averaging was enough, meanwhile")
+
     async def _average(self, trainer: Trainer, mesh: Mesh) -> None:
         """Look at and keep what merging makes of the model, until cancelled."""
         self._tell(state="averaging")
         mesh.training_finished()
         merges = -1
         while True:
-            if merges != mesh.stats.merges:
-                merges = mesh.stats.merges
-                await self._evaluate(trainer)
-                if self._due(self._saved_at, self._config.save_seconds):
-                    await self._save(trainer, mesh)
+            merges = await self._look_at_merges(trainer, mesh, merges)
             await trio.sleep(self._evaluate_pause)
+
+    async def _look_at_merges(self, trainer: Trainer, mesh: Mesh, seen: int) -> int:
+        """Look at the model, and keep it, if there were more merges than `seen`; how many there have been."""
+        merges = mesh.stats.merges
+        if merges != seen:
+            await self._evaluate(trainer)
+            if self._due(self._saved_at, self._config.save_seconds):
+                await self._save(trainer, mesh)
+        return merges
 
     def _finished(self) -> bool:
         config, progress = self._config, self.progress

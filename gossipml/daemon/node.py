@@ -17,9 +17,11 @@ import trio
 
 from gossipml.daemon.contacts import load_contacts, save_contacts
 from gossipml.daemon.follower import Follower
+from gossipml.daemon.idle import IdleConfig
 from gossipml.daemon.learner import Learner, LearnerConfig, Progress
 from gossipml.daemon.library import Library
 from gossipml.daemon.orders import Orders
+from gossipml.daemon.pausing import Observe, Pausing
 from gossipml.daemon.replication import Replication, ReplicationConfig
 from gossipml.daemon.shelf import LibraryShelf
 from gossipml.daemon.supervisor import Supervisor
@@ -59,6 +61,7 @@ class NodeConfig:
     first_contacts: tuple[Address, ...] = ()
     """From the join token."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    idle: IdleConfig = field(default_factory=IdleConfig)
     gossip: GossipConfig = field(default_factory=GossipConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     dht: DhtConfig = field(default_factory=DhtConfig)
@@ -79,13 +82,16 @@ class Node:
         config: NodeConfig,
         open_trainer: Callable[[], AbstractAsyncContextManager[Trainer]],
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        observe: Observe | None = None,
     ) -> None:
+        """Without `observe` nothing of what `config.idle` says is seen, and training pauses only when asked to."""
         self.env = env
         self.credentials = credentials
         self.config = config
         self.supervisor = Supervisor(env.clock, env.rng)
         self._open_trainer = open_trainer
         self._on_progress = on_progress
+        self._observe = observe
         self.view = View(credentials.identity.peer_id, env.rng)
         self.gossip = Gossip(self.view, env.rng, config.gossip)
         self.addresses: tuple[Address, ...] = ()
@@ -202,7 +208,10 @@ class Node:
 
     def _make_learner(self) -> Learner | Follower:
         if self.config.trains:
-            return Learner(self.env, self._open_trainer, self.config.learner, self._on_progress, self.replication)
+            pausing = Pausing(self.env.clock, self.config.idle, self._observe)
+            return Learner(
+                self.env, self._open_trainer, self.config.learner, self._on_progress, self.replication, pausing
+            )
         return Follower(self._open_trainer, self.library, self._on_progress)
 
     def _members(self) -> list[Contact]:

@@ -17,12 +17,15 @@ from gossipml.api.server import ApiConfig, serve
 from gossipml.config import PeerConfig, with_full_paths, write_config
 from gossipml.daemon.face import About, Face
 from gossipml.daemon.home import Home, RunInfo, join
+from gossipml.daemon.idle import IdleConfig
 from gossipml.daemon.learner import LearnerConfig
 from gossipml.daemon.logs import start_logging
 from gossipml.daemon.node import Node, NodeConfig
 from gossipml.daemon.orders import renewed
 from gossipml.daemon.releases import ReleaseConfig
 from gossipml.daemon.replication import ReplicationConfig
+from gossipml.daemon.schedule import parse_schedule
+from gossipml.daemon.usage import Observer
 from gossipml.daemon.worker import WorkerInfo, open_worker
 from gossipml.env import Credentials, Env, files
 from gossipml.env.real import real_env
@@ -82,7 +85,17 @@ def check_options(home: Home, config: PeerConfig) -> ApiConfig:
     if config.data:
         check_source(config.data)
     parse_rule(config.split)
+    idle(config)
     return ApiConfig(listen=config.api, api_key=home.api_key())
+
+
+def idle(config: PeerConfig) -> IdleConfig:
+    """When training is to pause; UserError for a schedule that is none."""
+    return IdleConfig(
+        pause_on_battery=config.pause_on_battery,
+        pause_on_load=config.pause_on_load or None,
+        schedule=parse_schedule(config.schedule) if config.schedule else None,
+    )
 
 
 async def _run(
@@ -110,6 +123,7 @@ async def _run(
             trains=config.train,
             first_contacts=token.addresses,
             learner=learner,
+            idle=idle(config),
             store=StoreConfig(quota=config.quota, keep_last=config.keep),
             swarm=SwarmConfig(upload_rate=config.upload_rate),
             replication=ReplicationConfig(replicas=config.replicas),
@@ -117,6 +131,7 @@ async def _run(
         ),
         open_trainer,
         on_progress=lambda progress: face.on_progress(progress),  # noqa: PLW0108  # face comes after node
+        observe=Observer(env, load=bool(config.pause_on_load)),
     )
     face = Face(node, config)
 

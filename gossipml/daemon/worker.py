@@ -211,6 +211,7 @@ class WorkerTrainer:
             "network": network_id,
             "threads": config.threads,
             "device": config.device,
+            "nice": config.nice,
             "inbox": self._inbox,
             "outbox": self._outbox,
         }

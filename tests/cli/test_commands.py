@@ -157,6 +157,9 @@ def test_a_home_belongs_to_one_network(cli: Cli, tmp_path: Path) -> None:
         (["--api", "0.0.0.0:8710"], "API key"),
         (["--device", "tpu"], "auto, cpu, cuda"),
         (["--target-accuracy", "95"], "0.95 means 95 %"),
+        (["--schedule", "at night"], "write for example 22:00-06:00"),
+        (["--pause-on-load", "200"], "0 means never"),
+        (["--nice", "20"], "nice 20 is not between 0 and 19"),
     ],
 )
 def test_a_wrong_option_of_peer_start_is_said_before_anything_starts(cli: Cli, options: list[str], said: str) -> None:
