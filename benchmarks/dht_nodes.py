@@ -41,13 +41,13 @@ PACKAGE = {
 
 
 class Node:
-    def __init__(self, number: int, home: Path, bootstrap: list[Address]) -> None:
+    def __init__(self, number: int, home: Path, bootstrap: list[Address], upkeep: float = 60.0) -> None:
         identity = Identity(random.Random(number).randbytes(32))
         self.credentials = Credentials(identity, KEYS)
         env = real_env(home, seed=number)
         local = Address("127.0.0.1", 0)
         # One process answers for all nodes: at 10 s each, upkeep of hundreds would be most of the load.
-        config = DhtConfig(upkeep_interval=600.0)
+        config = DhtConfig(upkeep_interval=upkeep)
         self.dht = Dht(env, self.credentials, local=local, bootstrap=bootstrap, config=config)
         self.scope = trio.CancelScope()
 
