@@ -17,6 +17,7 @@ gives each its share of the train part. Samples stay raw, as the source has them
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,6 @@ from gossipml.models.data_fit import check_fit, prepare
 from gossipml.models.dataset import Dataset, Labelled, LocalData, Rows, Stream
 from gossipml.models.idx import load_mnist
 from gossipml.models.partition import Part, Rule, hold_out, part_indices
-from gossipml.models.registry import nearest
 from gossipml.models.sources_cifar import load_cifar10
 from gossipml.models.sources_csv import load_csv
 from gossipml.models.sources_images import load_images
@@ -87,9 +87,11 @@ def check_source(source: str) -> None:
     name, colon, argument = source.partition(":")
     kind = _SOURCES.get(name)
     if kind is None:
-        known = [kind.form for kind in _SOURCES.values()]
-        hint = nearest(f"{name}:DIR" if colon or name in ("mnist", "minst") else name, known)
-        raise UserError(f"there is no data source {source!r}; {hint}")
+        close = [_SOURCES[each].form for each in difflib.get_close_matches(name, _SOURCES, n=1, cutoff=0.5)]
+        hint = "".join(f"did you mean {form!r}? " for form in close)
+        raise UserError(
+            f"there is no data source {source!r}; {hint}there are {', '.join(each.form for each in _SOURCES.values())}"
+        )
     if not kind.argument:
         if colon:
             raise UserError(f"the data source {name!r} takes nothing after a colon; write {name!r}")

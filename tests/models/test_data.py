@@ -11,7 +11,7 @@ import pytest
 
 from gossipml.errors import UserError
 from gossipml.models.builtin import DigitsMlp, MnistMlp, Xor
-from gossipml.models.data import Dataset, check_fit, load_source
+from gossipml.models.data import Dataset, check_fit, load_source, source_names, sources
 from gossipml.models.idx import read_idx
 
 
@@ -125,6 +125,14 @@ def test_a_damaged_gzip_body_is_refused(folder: Path) -> None:
         ("mnist:", "names no folder"),
         ("mnist:/no/such/folder", "does not exist"),
         ("digits:3", "takes nothing after a colon"),
+        ("cvs:x.csv#y", "did you mean 'csv:FILE#LABEL'"),
+        ("breast_cancer", "did you mean 'breast-cancer'"),
+        ("csv:", "names no file; write csv:FILE#LABEL"),
+        ("csv:x.csv", "names no column of labels; write csv:FILE#LABEL, as in csv:x.csv#label"),
+        ("csv:x.csv#", "names no column of labels"),
+        ("csv:/no/such.csv#y", "the file '/no/such.csv' of the data source 'csv' does not exist"),
+        ("npz:/", "is a folder, not a file; write npz:FILE"),
+        ("images:/no/such", "the folder '/no/such' of the data source 'images' does not exist"),
         ("", "there is no data source ''"),
     ],
 )
@@ -132,6 +140,21 @@ def test_unknown_sources_name_the_right_ones(source: str, says: str) -> None:
     with pytest.raises(UserError) as caught:
         load_source(source)
     assert says in str(caught.value)
+
+
+def test_every_kind_of_source_is_listed_with_its_form() -> None:
+    forms = [each.form for each in sources()]
+    assert forms == [
+        *("digits", "iris", "wine", "breast-cancer", "xor", "mnist:DIR", "cifar10:DIR", "images:DIR"),
+        *("csv:FILE#LABEL", "npz:FILE", "parquet:FILE#LABEL"),
+    ]
+    assert source_names() == sorted(form.partition(":")[0] for form in forms)
+
+
+def test_a_hash_in_the_name_of_a_file_is_not_its_label(tmp_path: Path) -> None:
+    path = tmp_path / "day#1.csv"
+    path.write_text("x,y\n" + "".join(f"{n},{'ab'[n % 2]}\n" for n in range(20)))
+    assert load_source(f"csv:{path}#y").labels == ("a", "b")
 
 
 def test_a_folder_without_the_files_says_what_it_holds(tmp_path: Path) -> None:

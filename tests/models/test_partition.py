@@ -22,6 +22,7 @@ from gossipml.models.partition import (
 
 rules = st.one_of(
     st.just(Rule("iid")),
+    st.builds(Rule, st.just("shards"), st.integers(1, 3)),
     st.builds(Rule, st.just("dirichlet"), st.floats(0.01, 1000)),
 )
 
@@ -58,6 +59,41 @@ def test_parts_are_the_same_on_every_machine_and_release() -> None:
         for part in split_indices(targets, 10, parse_rule(rule), 4, 7):
             digest.update(part.tobytes())
     assert digest.hexdigest()[:16] == "24f4ef33aa338784"
+
+
+def test_shards_are_the_same_on_every_machine_too() -> None:
+    targets = np.arange(1000, dtype=np.int64) % 10
+    digest = hashlib.sha256()
+    for part in split_indices(targets, 10, parse_rule("shards:2"), 4, 7):
+        digest.update(part.tobytes())
+    assert digest.hexdigest()[:16] == "5cd5351203acc064"
+
+
+def test_shards_give_equal_parts_of_few_classes() -> None:
+    targets = np.random.RandomState(0).permutation(np.arange(2000, dtype=np.int64) % 10)
+    parts = split_indices(targets, 10, Rule("shards", 2), 10, 1)  # McMahan's MNIST: as many shards as fit two a class
+    assert {len(part) for part in parts} == {200}
+    assert max(len(np.unique(targets[part])) for part in parts) <= 2
+    values = np.random.RandomState(0).rand(100).astype(np.float32)
+    low, high = split_indices(values, 0, Rule("shards", 1), 2, 0)
+    ordered = sorted((values[low], values[high]), key=lambda part: float(part.mean()))
+    assert ordered[0].max() < ordered[1].min()
+
+
+def test_values_cannot_be_split_by_class() -> None:
+    values = np.random.RandomState(0).rand(100).astype(np.float32)
+    assert sum(map(len, split_indices(values, 0, Rule("iid"), 3, 0))) == 100
+    for rule in (Rule("labels", 2), Rule("dirichlet", 0.5)):
+        with pytest.raises(UserError, match=f"{rule.kind} divides by class, and these targets are values; use iid"):
+            split_indices(values, 0, rule, 3, 0)
+
+
+def test_labels_deals_only_classes_that_are_there() -> None:
+    targets = np.array([2, 5, 9] * 40, dtype=np.int64)
+    parts = split_indices(targets, 10, Rule("labels", 1), 3, 0)
+    assert sorted(int(targets[part[0]]) for part in parts) == [2, 5, 9]
+    with pytest.raises(UserError, match="there are 3 classes; use labels:1 to labels:3"):
+        split_indices(targets, 10, Rule("labels", 4), 3, 0)
 
 
 def test_a_small_alpha_is_more_uneven() -> None:
@@ -99,6 +135,9 @@ def test_a_tenth_is_held_out_and_in_no_other_set(digits: Dataset) -> None:
         ("labels:2.5", "not '2.5'"),
         ("labels:", "not ''"),
         ("labels:99999999999999999999", "not '999"),
+        ("shards:0", "number of shards a peer from 1 to 9999, not '0'"),
+        ("shards:x", "not 'x'"),
+        ("shard:2", "did you mean 'shards:K'"),
         ("", "no split rule ''"),
     ],
 )
@@ -133,6 +172,8 @@ def test_too_many_parts_and_classes_are_refused() -> None:
         split_indices(targets, 10, Rule("iid"), 11, 0)
     with pytest.raises(UserError, match="there are 10 classes; use labels:1 to labels:10"):
         split_indices(targets, 10, Rule("labels", 11), 2, 0)
+    with pytest.raises(UserError, match="100 samples cannot be cut into 180 shards; use shards:1 to shards:11"):
+        split_indices(targets, 10, Rule("shards", 20), 9, 0)
     rare = np.array([0] * 99 + [1], dtype=np.int64)
     with pytest.raises(UserError, match="too few samples"):
         split_indices(rare, 2, Rule("labels", 1), 4, 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossipml.errors import UserError
-from gossipml.models.builtin import DigitsMlp, Xor
+from gossipml.models.builtin import DigitsMlp, MnistMlp, Xor
 from gossipml.models.predict import MAX_SAMPLES, answer
 from gossipml.models.spec import Array, Spec
+from tests.models.pictures import picture
 
 
 def ask(spec: Spec, value: object) -> Any:  # Any: JSON
@@ -153,3 +155,56 @@ def test_an_egest_that_forgets_a_sample_is_the_models_fault() -> None:
 
     with pytest.raises(UserError, match="egest gave 0 answers for 1 samples"):
         ask(Forgetful(), [0, 1])
+
+
+def brightness(spec: Spec, value: object) -> float:
+    """The mean of what the module gets for a request."""
+    seen: list[Array] = []
+
+    def forward(inputs: Array) -> Array:
+        seen.append(inputs)
+        return np.zeros((len(inputs), 10), dtype=np.float32)
+
+    answer(spec, value if isinstance(value, bytes) else json.dumps(value).encode(), forward)
+    return float(np.concatenate(seen).mean())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP"])
+def test_a_picture_is_a_request_by_itself_and_a_sample_in_base64(kind: str) -> None:
+    data = picture(200, (50, 40), kind=kind)
+    sample = {"image": base64.b64encode(data).decode()}
+    expected = (200 * 0.299 + 55 * 0.587 + 7 * 0.114) / 255  # grey, as the model takes it
+    for request in (data, sample, [sample, sample], {"instances": [sample, [0] * 784]}):
+        times = 0.5 if isinstance(request, dict) and "instances" in request else 1.0
+        assert brightness(MnistMlp(), request) == pytest.approx(expected * times, abs=0.05)
+
+
+def test_a_model_of_colours_gets_them() -> None:
+    from gossipml.models.builtin_pictures import CifarCnn
+
+    assert brightness(CifarCnn(), picture(200)) != pytest.approx(brightness(CifarCnn(), picture(55)), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "spec, request_, says",
+    [
+        (DigitsMlp(), picture(1), "takes no pictures; 'digits-mlp' takes a list of 64 values"),
+        (MnistMlp(), picture(1)[:40], "the picture"),
+        (MnistMlp(), {"image": "not base64!"}, '"image" is not base64'),
+        (MnistMlp(), {"image": 5}, '"image" is not base64'),
+        (MnistMlp(), {"image": ""}, "the picture is not a picture that can be read"),
+        (MnistMlp(), {"image": base64.b64encode(b"<svg/>").decode()}, "is not a picture that can be read"),
+    ],
+)
+def test_what_is_no_picture_for_the_model_is_refused(spec: Spec, request_: object, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        ask(spec, request_)
+    assert says in str(caught.value)
+
+
+def test_many_huge_pictures_in_one_request_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossipml.models.predict.MAX_PIXELS", 5000)
+    sample = {"image": base64.b64encode(picture(9, (60, 50))).decode()}
+    assert ask(MnistMlp(), [sample])
+    with pytest.raises(UserError, match="over 5000 pixels together; send smaller ones"):
+        ask(MnistMlp(), [sample] * 2)

@@ -25,22 +25,7 @@ from gossipml.models.dataset import Labelled
 from gossipml.models.partition import Part, Rule
 from gossipml.models.sources_images import Pictures
 from gossipml.models.sources_picture import MAX_PIXELS, decode, measure
-
-
-def picture(shade: int, size: tuple[int, int] = (8, 6), mode: str = "RGB", kind: str = "PNG") -> bytes:
-    """A file of one colour; `size` is width and height."""
-    out = io.BytesIO()
-    Image.new("RGB", size, (shade, 255 - shade, 7)).convert(mode).save(out, kind)
-    return out.getvalue()
-
-
-def fill(folder: Path, classes: dict[str, int], **options: object) -> Path:
-    """A folder a class with so many pictures; the shade is ten times the class and the number."""
-    for place, (name, count) in enumerate(classes.items()):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            (folder / name / f"{number:03}.png").write_bytes(picture(100 * place + number, **options))  # type: ignore[arg-type]
-    return folder
+from tests.models.pictures import fill, picture
 
 
 def refused(source: str) -> str:
@@ -120,11 +105,10 @@ def test_batches_are_decoded_as_they_are_needed_and_are_what_all_at_once_is(
     local = take_part(data, Rule("iid"), Part(1, 2), 0)
     whole = Samples(spec, Labelled(local.train.inputs[:], local.train.targets), torch.device("cpu"))
     read: list[str] = []
-    decoded = sources_images.decode
 
     def counted(data: bytes, size: tuple[int, int, int], where: str) -> np.ndarray:
         read.append(where)
-        return decoded(data, size, where)
+        return decode(data, size, where)
 
     monkeypatch.setattr(sources_images, "decode", counted)
     monkeypatch.setattr("gossipml.models.batches.INGEST_ONCE", 0)
