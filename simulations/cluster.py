@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import trio
@@ -48,6 +48,8 @@ PATIENT = MeshConfig(failure=FailureConfig(silence=60.0, answer=10.0, suspicion=
 SELDOM = ReplicationConfig(look_seconds=120.0, count_seconds=600.0)
 """For the same reason."""
 
+BASE = NodeConfig(name="", listen=Address("0.0.0.0", PORT), mesh=PATIENT, replication=SELDOM)
+
 
 @dataclass
 class Member:
@@ -75,14 +77,18 @@ class Cluster:
     config: LearnerConfig
     members: dict[str, Member]
     nursery: trio.Nursery
-    base: NodeConfig = field(
-        default_factory=lambda: NodeConfig(name="", listen=Address("0.0.0.0", PORT), mesh=PATIENT, replication=SELDOM)
-    )
+    base: NodeConfig
 
     @classmethod
     @asynccontextmanager
     async def of(
-        cls, world: World, *, peers: int, config: LearnerConfig = SLOW_ROUNDS, contacts: int = CONTACTS
+        cls,
+        world: World,
+        *,
+        peers: int,
+        config: LearnerConfig = SLOW_ROUNDS,
+        contacts: int = CONTACTS,
+        base: NodeConfig | None = None,
     ) -> AsyncIterator[Cluster]:
         """A running cluster of `peer-0` ...; the token names the first `contacts` of them."""
         rng = world.rng("cluster")
@@ -96,7 +102,7 @@ class Cluster:
         network_key = NetworkKey(rng.randbytes(NETWORK_SEED_SIZE))
         token = JoinToken(network_key.network_id, rng.randbytes(COOKIE_SIZE), 0, first)
         async with trio.open_nursery() as nursery:
-            cluster = cls(world, network_key, token, config, members, nursery)
+            cluster = cls(world, network_key, token, config, members, nursery, base or BASE)
             for name in names:
                 await cluster.start(name)
             yield cluster

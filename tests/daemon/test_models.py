@@ -63,7 +63,7 @@ def test_three_models_survive_the_death_of_half_of_twelve_peers(
     assert np.array_equal(load_file(tmp_path / "pulled-large.safetensors")["layer.weight"], weights)
     assert load_file(tmp_path / "pulled-small.safetensors")["bias"].tolist() == list(range(10))
     assert load_file(tmp_path / "pulled-xor.safetensors")
-    until(lambda: newcomer.ask("/readyz")["ok"], 30, "it serves")
+    until(lambda: newcomer.status()["state"] == "serving", 60, "it serves")
     assert newcomer.ask("/predict/xor?a=1&b=0")["result"] in (0, 1)
 
     until(lambda: all(line["replicas"] == 7 for line in listed(newcomer).values()), 120, "the dead are not counted")

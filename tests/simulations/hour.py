@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import trio
 
@@ -14,7 +15,8 @@ from gossipml.daemon.learner import LearnerConfig
 from gossipml.daemon.releases import ReleaseConfig
 from gossipml.env.link import Link, heavy_tailed
 from gossipml.env.simulated import World, run_simulation
-from gossipml.simulations.cluster import Cluster
+from gossipml.models.store import StoreConfig
+from gossipml.simulations.cluster import BASE, Cluster
 
 PEERS = 20
 CONFIG = LearnerConfig(
@@ -25,6 +27,7 @@ CONFIG = LearnerConfig(
     release_look_seconds=30.0,
     releases=ReleaseConfig(seconds=900.0),
 )
+FEW_VERSIONS = replace(BASE, store=StoreConfig(keep_last=1))  # the records of each are most of the traffic
 BAD_LINK = Link(delay=heavy_tailed(0.03), loss=0.05, duplicate=0.01, reorder=0.01)
 
 Facts = dict[str, object]
@@ -33,7 +36,7 @@ Facts = dict[str, object]
 async def hour(world: World) -> Facts:
     facts: Facts = {}
     world.set_default_link(BAD_LINK)
-    async with Cluster.of(world, peers=PEERS, config=CONFIG) as cluster:
+    async with Cluster.of(world, peers=PEERS, config=CONFIG, base=FEW_VERSIONS) as cluster:
 
         def rounds(name: str) -> int:
             node = cluster.members[name].node
