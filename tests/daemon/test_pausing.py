@@ -217,7 +217,7 @@ def test_a_pause_holds_over_the_death_of_the_trainer() -> None:
         async def dies() -> None:
             raise OSError("the process has died")
 
-        trainer.evaluate = dies  # type: ignore[assignment,method-assign]
+        trainer.evaluate = dies  # type: ignore[method-assign]
         await trio.sleep(60)
         assert member.trainer is not trainer, "the supervisor has made a new one"
         assert learner(member).progress.state == "paused"
