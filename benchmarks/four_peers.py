@@ -22,7 +22,6 @@ from pathlib import Path
 from common import data_folder, running_peers, status
 
 PEERS = 4
-BATCH = 32  # of mnist-mlp
 # Looking at the accuracy costs 60 ms here; the peers leave it until the race is over.
 LEARNER: dict[str, object] = {"evaluate_seconds": 3600.0}
 SETTLE_SECONDS = 2.0  # after the last import of torch, until all sessions are open
@@ -71,24 +70,24 @@ def peers(source: str, target: float, seconds: float) -> dict[str, float]:
             for index in range(PEERS)
             for file in (Path(name) / f"peer{index}" / "looks").iterdir()
         ]
-    rounds = [0] * PEERS
+    rounds, steps = [0] * PEERS, [0] * PEERS
     accuracies = [0.0] * PEERS
     for moment, index, state in sorted(looks):
-        accuracies[index] = accuracy_of(source, state)
+        accuracies[index], steps[index] = accuracy_of(source, state)
         rounds[index] += 1
         if statistics.fmean(accuracies) >= target:
             share = sum(rounds) / sum(answer["round"] for answer in answers)
             return {
                 "seconds": moment,
                 "rounds": statistics.fmean(rounds),
-                "steps": share * statistics.fmean(answer["samples"] for answer in answers) / BATCH,
+                "steps": statistics.fmean(steps),
                 "sent": share * statistics.fmean(answer["bytes_sent"] for answer in answers),
             }
     raise SystemExit(f"the peers came to {statistics.fmean(accuracies):.1%} in {seconds:.0f} s, not to {target:.0%}")
 
 
-def accuracy_of(source: str, state: bytes) -> float:
-    """Test accuracy of what a peer with this state serves."""
+def accuracy_of(source: str, state: bytes) -> tuple[float, int]:
+    """Test accuracy of what a peer with this state serves, and its steps."""
     from gossipml.models.data import load_source, take_part
     from gossipml.models.partition import Part, Rule
     from gossipml.models.registry import load_spec
@@ -99,7 +98,7 @@ def accuracy_of(source: str, state: bytes) -> float:
         _trainer.append(LocalTrainer(load_spec("mnist-mlp"), data, network_id=b"", seed=0))
     trainer: LocalTrainer = _trainer[0]  # type: ignore[assignment]
     trainer.restore(state)
-    return trainer.evaluate().accuracy
+    return trainer.evaluate().accuracy, trainer.steps
 
 
 _trainer: list[object] = []

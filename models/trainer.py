@@ -28,6 +28,9 @@ class RoundReport:
     steps: int
     samples: int
     seconds: float
+    """On the clock."""
+    work: float
+    """Seconds of the processor, where that is what steps cost: the same however many others want it."""
     loss: float
     snapshot: bytes = field(default=b"", repr=False)
     """The parameters at its end, encoded as was asked; empty when they were not asked for, or are too large to come

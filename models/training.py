@@ -61,7 +61,6 @@ class LocalTrainer:
         self._order = ShuffledOrder(len(self._train), spec.batch, seed)
         self._unevenness = _distance_of_classes(data.train.targets, data.test.targets)
         self._incoming = np.empty(self.layout.size, dtype=np.float32)
-        self._difference = torch.empty_like(self._x)
         self._clipping = ClippingBound()
         self._serve_average = True
         self._rounds_alone = ALONE_ROUNDS
@@ -116,6 +115,10 @@ class LocalTrainer:
         self._loss_steps = 0
 
     @property
+    def on_cpu(self) -> bool:
+        return self._device.type == "cpu"
+
+    @property
     def batch(self) -> int:
         """Samples per step."""
         return self._order.batch
@@ -142,15 +145,14 @@ class LocalTrainer:
             decode_into(encoding, update, self._incoming)
         except RemoteError as error:
             return MergeReport(False, str(error), 0.0)
-        m = torch.from_numpy(self._incoming).to(self._device)
         own_norm = _norm(self._x)
         if not math.isfinite(own_norm):
             return MergeReport(False, "our own parameters are not finite until the round ends", 0.0)
-        torch.sub(m, self._x, out=self._difference)
-        distance = _norm(self._difference)
+        difference = torch.from_numpy(self._incoming).to(self._device).sub_(self._x)
+        distance = _norm(difference)
         share = clipping_factor(distance, self._clipping.bound(own_norm))
         self._clipping.learn(distance)
-        self._x.add_(self._difference, alpha=weight * share)
+        self._x.add_(difference, alpha=weight * share)
         self._average.lerp_(self._x, MERGE_SHARE)
         self._rounds_alone = 0
         return MergeReport(True, "", distance)

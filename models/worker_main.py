@@ -10,6 +10,7 @@ it prints goes to the log.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 MAX_NICE = 19  # of POSIX
 READ = 1 << 16
+PIPE = 1 << 19  # bytes: the answer to a round, with its snapshot, is written without waiting for the daemon to read
 MAX_THREADS = 1024
 
 Fields = dict[str, codec.Value]
@@ -57,6 +59,10 @@ def main() -> None:
 def _claim_channel() -> tuple[int, int]:
     """Private copies of standard input and output; in their place nothing to read, and the log."""
     commands, answers = os.dup(0), os.dup(1)
+    try:
+        fcntl.fcntl(answers, fcntl.F_SETPIPE_SZ, PIPE)
+    except (AttributeError, OSError):
+        pass  # not Linux, or more than this user may have: answers then go in pieces
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -317,19 +323,26 @@ def _describe(tensor: TensorSpec) -> list[object]:
 
 
 def _train(trainer: LocalTrainer, steps: int, encoding: str) -> Job:
-    seconds = 0.0
+    seconds = work = 0.0
     trainer.begin_round()
     try:
         for _ in range(steps):
-            start = time.perf_counter()
+            start, begun = time.perf_counter(), time.thread_time()
             trainer.step()
             seconds += time.perf_counter() - start
+            work += time.thread_time() - begun
             yield
     except BaseException:  # GeneratorExit too: the round was cancelled
         trainer.drop_round()
         raise
     loss = trainer.end_round()
-    reply: Reply = {"steps": steps, "samples": steps * trainer.batch, "seconds": seconds, "loss": loss}
+    reply: Reply = {
+        "steps": steps,
+        "samples": steps * trainer.batch,
+        "seconds": seconds,
+        "work": work if trainer.on_cpu else seconds,
+        "loss": loss,
+    }
     try:
         return reply, trainer.snapshot(encoding) if encoding else b""
     except LocalError:  # such parameters are never sent; whoever asks for them alone is told why

@@ -7,7 +7,7 @@ copy of its standard output. Request headers hold `id` and `do`; each is answere
 | do | fields | answer |
 |---|---|---|
 | `configure` | model, train, source, split, part, seed, network, threads, device, inbox, outbox | a `WorkerInfo` |
-| `train` | steps, encoding | steps, samples, seconds, loss; body: the encoded parameters, unless encoding is "" |
+| `train` | steps, encoding | steps, samples, seconds, work, loss; body: the encoded parameters, unless encoding is "" |
 | `cancel` | job (the id of a `train`) | nothing |
 | `snapshot` | encoding | size; the bytes are in the outbox |
 | `merge` | size (the bytes are in the inbox), encoding, weight | applied, reason, distance |

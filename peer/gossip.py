@@ -51,7 +51,9 @@ class GossipConfig:
     rounds_heard: int = 15
     """Peers whose round is remembered for `neighbourhood_round`; half of them must lie to move it."""
     contacts: int = 4
-    """Contacts attached to an update, for peer sampling (guess; a shuffle of half the view is the paper's)."""
+    """Contacts attached to an update, for peer sampling (guess; a shuffle of half the view is the paper's) ..."""
+    contacts_seconds: float = 1.0
+    """... to one update a neighbour in this time: rounds can be far shorter than peers take to come and go (guess)."""
     tick: float = 1.0
     """Seconds between pushes once training is over (guess: the demo's rounds are shorter, real ones longer)."""
     tick_most: float = 30.0

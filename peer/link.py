@@ -119,6 +119,8 @@ class Link:
         self.renew_at = 0.0
         """When the mesh may next try to open it anew with newer keys."""
         self.heard_at = clock.now()
+        self.hints_due = clock.now()
+        """When contacts may be attached to an update again."""
         self._said_at = clock.now()
         self.end_code = ""
         """Why it ended: a refusal's code, goodbye, timeout, local, broken, fault."""
@@ -309,13 +311,15 @@ class Link:
             return
         self._sending = parcel
         self.used_at = self._clock.now()
-        self._in_frame = True
-        with trio.fail_after(self._body_seconds(parcel.update)):
-            view = memoryview(parcel.body)
-            await self._send(encode(parcel.update), view[: self._config.slice], more=True)
-            for start in range(self._config.slice, len(view), self._config.slice):
-                await self._send(view[start : start + self._config.slice], more=True)
-        self._in_frame = False
+        view = memoryview(parcel.body)
+        if len(view) <= self._config.slice:  # one stall bounds it all: two time-outs less for each small update
+            await self._send(encode(parcel.update), view)
+        else:
+            with trio.fail_after(self._body_seconds(parcel.update)):
+                await self._send(encode(parcel.update), view[: self._config.slice], more=True)
+                for start in range(self._config.slice, len(view), self._config.slice):
+                    await self._send(view[start : start + self._config.slice], more=True)
+            self._in_frame = False
         self._sending = None
         self._owner.on_sent(self, parcel, "")
 

@@ -503,11 +503,12 @@ class Mesh:
         left = list(sends)
         try:
             snapshot = await self._exchange.snapshot() if left else None
-            contacts = self.view.contacts(self.gossip.config.contacts)
+            hinted = False  # one receiver a push, at random as they all are, is enough for peer sampling
             while left and snapshot is not None and (facts := self.gossip.facts) is not None:
                 action = left.pop(0)
+                contacts = () if hinted else self._hints(action.to)
+                hinted = hinted or bool(contacts)
                 self._deliver(action.to, self._parcel(snapshot, facts, action, contacts))
-                contacts = ()  # one receiver a push, at random as they all are, is enough for peer sampling
         except NotReady as error:
             log.debug("nothing sent: %s", error)
         finally:
@@ -515,6 +516,15 @@ class Mesh:
             self._merge_now.set()
             for action in left:
                 self._send_done(action.to, "not ready")
+
+    def _hints(self, peer: PeerId) -> tuple[Contact, ...]:
+        """Contacts to attach to an update for the peer; nothing when it got some just now."""
+        link, now = self._links.get(peer), self._clock.now()
+        if link is not None:
+            if now < link.hints_due:
+                return ()
+            link.hints_due = now + self.gossip.config.contacts_seconds
+        return self.view.contacts(self.gossip.config.contacts)
 
     def _send_soon(self, sends: list[g.SendUpdate | g.ReplyUpdate]) -> None:
         if not sends:

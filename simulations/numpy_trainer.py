@@ -85,7 +85,8 @@ class NumpyTrainer:
         self._check_trains()
         loss = await self._env.compute.run(self._steps, steps, cost=steps * self._cost)
         body = encode(encoding, self._x) if encoding else b""
-        return RoundReport(steps, steps * BATCH, steps * self._cost, loss, body)
+        seconds = steps * self._cost
+        return RoundReport(steps, steps * BATCH, seconds, seconds, loss, body)
 
     async def snapshot(self, encoding: str) -> bytes:
         self._check_trains()

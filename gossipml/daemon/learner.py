@@ -43,14 +43,16 @@ class LearnerConfig:
 
     max_rounds: int | None = None
     target_accuracy: float | None = None
-    round_seconds: float = 0.07
-    """Training in a round, when an epoch is not shorter and sending takes no longer. Four peers on two cores, MNIST:
-    0.25 s needs 650 steps a peer to 95 %, 0.1 s 500, 0.07 s 380; below that the exchange costs more time than it saves
-    (measured, `benchmarks/four_peers.py`)."""
+    round_seconds: float = 0.035
+    """Work of the processor in a first round, when an epoch is not shorter and sending takes no longer. Rounds get
+    shorter with the square root of the loss, measured by that of the first (Wang and Joshi: Adaptive communication
+    strategies, 2019): far from the goal all peers go the same way, near it they need each other more."""
+    shortest_round: float = 0.35
+    """... but no shorter than this share. See docs/decisions/0005 for what both cost and gain."""
     most_round: float = 60.0
     """A round lasts as long as sending an update takes, but no longer than this (guess)."""
-    least_round: float = 0.05
-    """A round takes at least this long, whatever the data: twenty pushes a second are enough for a tiny dataset."""
+    least_round: float = 0.025
+    """A round takes at least this long, whatever the data: forty pushes a second are enough for a tiny dataset."""
     first_steps: int = 8
     """Of the first round, which shows the pace of this machine."""
     evaluate_seconds: float = 0.5
@@ -108,7 +110,8 @@ class Learner:
         self._replication = replication
         self._library = replication.library if replication else None
         self._on_progress = on_progress
-        self._pace = 0.0  # seconds a step, smoothed; 0 before the first
+        self._pace = 0.0  # seconds of work a step, smoothed; 0 before the first
+        self._first_loss: float | None = None  # of the first round since the start
         self._saved_at = -math.inf
         self._evaluated_at = -math.inf
         self._evaluate_pause = config.evaluate_seconds
@@ -253,12 +256,17 @@ class Learner:
         config = self._config
         if not self._pace:
             return min(trainer.steps_per_epoch, config.first_steps)
-        seconds = max(config.round_seconds, min(send_seconds, config.most_round))
+        share = 1.0
+        if self._first_loss and self.progress.loss is not None:
+            share = min(1.0, max(config.shortest_round, math.sqrt(max(0.0, self.progress.loss / self._first_loss))))
+        seconds = max(config.round_seconds * share, min(send_seconds, config.most_round))
         return max(1, min(trainer.steps_per_epoch, round(seconds / self._pace)))
 
     def _count(self, report: RoundReport, neighbourhood: int) -> None:
-        pace = report.seconds / report.steps
+        pace = report.work / report.steps
         self._pace = pace if not self._pace else 0.7 * self._pace + 0.3 * pace
+        if self._first_loss is None:
+            self._first_loss = report.loss
         self._tell(
             round=max(self.progress.round + 1, neighbourhood),
             samples=self.progress.samples + report.samples,

@@ -153,6 +153,7 @@ class WorkerTrainer:
             codec.get_int(ok, "steps"),
             codec.get_int(ok, "samples"),
             codec.get_float(ok, "seconds"),
+            codec.get_float(ok, "work"),
             codec.get_float(ok, "loss"),
             body,
         )

@@ -110,6 +110,15 @@ async def test_training_goes_on_while_everything_else_is_asked() -> None:
             assert evaluation is not None and evaluation.accuracy > 0.85
 
 
+async def test_a_round_brings_its_snapshot() -> None:
+    with trio.fail_after(START_SECONDS):
+        async with open_worker(PeerConfig(), NETWORK) as worker:
+            report = await worker.train(5, "int8")
+            assert report.snapshot == await worker.snapshot("int8")
+            assert 0 < report.work <= report.seconds * 1.01 + 0.001
+            assert (await worker.train(5)).snapshot == b""
+
+
 async def test_refusals_come_back_and_hurt_nothing() -> None:
     with trio.fail_after(START_SECONDS):
         async with open_worker(PeerConfig(model="xor"), NETWORK) as worker:
