@@ -51,14 +51,16 @@ class Ages:
         self._round = 0  # counts begin_round, in training and averaging alike
         self._alone = 0  # rounds without a merge
         self._per_round = 0.0  # samples, smoothed
-        self._merged: dict[PeerId, int] = {}  # merges of each sender in this round
+        self._merged: dict[PeerId, float] = {}  # models of each sender in this round, parts as what they are of one
         self._heard: frozenset[PeerId] = frozenset()  # senders merged in the round before; asked only whether in it
-        self._mass = self.own + 1.0
+        self._faded = 1.0  # what our own age counts for after isolation
+        self._mass = self.own + 1.0  # of our own model in this round's mean ...
+        self._added: dict[str, float] = {}  # ... and of what was merged, for each part of the parameters
 
     def restore(self, age: float) -> None:
         """Our model is another one now, of this age."""
         self.own = min(max(age, 0.0), MAX_AGE)
-        self._mass = self.own + 1.0
+        self._mass, self._added = self.own + 1.0, {}
 
     def trained(self, samples: int) -> None:
         self.own = min(self.own + max(samples, 0), MAX_AGE)
@@ -69,8 +71,8 @@ class Ages:
         self._alone = 0 if self._merged else self._alone + 1
         self._heard, self._merged = frozenset(self._merged), {}
         self._round += 1
-        faded = max(self.config.isolated_least, 0.5 ** (max(0, self._alone - 1) / self.config.half_life))
-        self._mass = (self.own + 1.0) * faded
+        self._faded = max(self.config.isolated_least, 0.5 ** (max(0, self._alone - 1) / self.config.half_life))
+        self._mass, self._added = (self.own + 1.0) * self._faded, {}
 
     def heard(self, peer: PeerId) -> bool:
         """Whether a model of the peer was merged in the round before this one."""
@@ -120,16 +122,23 @@ class Ages:
             return age
         return min(age, self.config.lead * max(self.own, typical, self.config.stale_rounds * self._per_round))
 
-    def weight(self, sender: PeerId, age: float) -> float:
-        """The share of an incoming model in the mean so far. Two models of age 0 count the same."""
+    def weight(self, sender: PeerId, age: float, part: str = "") -> float:
+        """The share of an incoming model, or part, in the mean so far. Two models of age 0 count the same."""
         counted = self._counted(sender, age)
-        return counted / (self._mass + counted)
+        others = self._added.get("", 0.0) + (self._added.get(part, 0.0) if part else 0.0)
+        return counted / (self._mass + others + counted)
 
-    def merged(self, sender: PeerId, age: float) -> None:
-        self._mass += self._counted(sender, age)
-        self._merged[sender] = self._merged.get(sender, 0) + 1
-        self.own = max(self.own, min(age, MAX_AGE))
+    def weight_of_two(self, sender: PeerId, age: float) -> float:
+        """The share of an incoming model in the mean of it and ours, whatever else came in this round."""
+        counted = self._counted(sender, age)
+        return counted / ((self.own + 1.0) * self._faded + counted)
+
+    def merged(self, sender: PeerId, age: float, part: str = "", share: float = 1.0) -> None:
+        """A model was taken in, or a part: that share of the parameters."""
+        self._added[part] = self._added.get(part, 0.0) + self._counted(sender, age)
+        self._merged[sender] = self._merged.get(sender, 0.0) + share
+        self.own += share * max(0.0, min(age, MAX_AGE) - self.own)  # the mean over all parameters
 
     def _counted(self, sender: PeerId, age: float) -> float:
         """The n-th model of one sender within a round counts 1/n: a flood gains only the logarithm of its size."""
-        return (age + 1.0) / (self._merged.get(sender, 0) + 1)
+        return (age + 1.0) / (self._merged.get(sender, 0.0) + 1.0)

@@ -1,7 +1,7 @@
 """Models in and out: the encoded model of the round, shared by all receivers, and the bodies that wait for a merge.
 
-Performs what `gossipml.peer.gossip` decides, with the learner. One encoding of our own model and at most
-`GossipConfig.incoming` bodies of others are held. Leaves out: streams and sessions (`gossipml.peer.mesh`).
+Performs what `gossipml.peer.gossip` decides, with the learner. Of our own model one version is held, whole or in
+parts, and at most `GossipConfig.incoming` bodies of others. Leaves out: streams and sessions (`gossipml.peer.mesh`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ log = logging.getLogger("gossipml.peer")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Our model as it was: body, and the age and round that belong to it."""
+    """Our model, or a part of it, as it was: body, and the age and round that belong to it."""
 
     version: int
+    encoding: str
     body: bytes
     age: float
     round: int
@@ -34,45 +35,54 @@ class Exchange:
     def __init__(self, gossip: Gossip) -> None:
         self._gossip = gossip
         self._learner: Learner | None = None
-        self._snapshot: Snapshot | None = None
+        self._snapshots: dict[str, Snapshot] = {}  # of one version, by encoding
         self._taking = trio.Lock()
         self._bodies: dict[PeerId, tuple[Update, bytearray]] = {}
 
     @property
     def bytes_held(self) -> int:
         """Memory in bodies."""
-        own = len(self._snapshot.body) if self._snapshot else 0
+        own = sum(len(snapshot.body) for snapshot in self._snapshots.values())
         return own + sum(len(body) for _, body in self._bodies.values())
 
     def attach(self, learner: Learner) -> None:
         self._learner = learner
-        self._snapshot = None
+        self._snapshots.clear()
 
     def detach(self) -> None:
         self._learner = None
-        self._snapshot = None
+        self._snapshots.clear()
         self._bodies.clear()
 
-    async def snapshot(self) -> Snapshot:
-        """The current model, encoded once for each version of it. Raises NotReady."""
+    async def snapshot(self, encoding: str) -> Snapshot:
+        """The current model in this encoding, which is done once for each version of it. Raises NotReady."""
         async with self._taking:  # several askers share one encoding
             learner, version = self._learner, self._gossip.version
             if learner is None:
                 raise NotReady("the model is not loaded")
-            if self._snapshot is None or self._snapshot.version != version:
+            known = self._snapshots.get(encoding)
+            if known is None or known.version != version:
                 age, round_ = self._gossip.age, self._gossip.round  # before, not after: a claim must be covered
                 try:
-                    body = await learner.snapshot(self._gossip.config.encoding)
+                    body = await learner.snapshot(encoding)
                 except GossipmlError as error:  # whoever runs the learner deals with it; gossip has nothing to send
                     raise NotReady(f"the model cannot be encoded: {error}") from error
                 if self._learner is not learner:
                     raise NotReady("the model was unloaded meanwhile")
-                self._snapshot = Snapshot(version, body, age, round_)
-            return self._snapshot
+                known = self._keep(Snapshot(version, encoding, body, age, round_))
+            return known
 
     def offer(self, body: bytes) -> None:
-        """The current model, encoded already as the round ended."""
-        self._snapshot = Snapshot(self._gossip.version, body, self._gossip.age, self._gossip.round)
+        """The current model, encoded already, as `Gossip.round_encoding` says, when the round ended."""
+        encoding = self._gossip.config.encoding
+        self._keep(Snapshot(self._gossip.version, encoding, body, self._gossip.age, self._gossip.round))
+
+    def _keep(self, snapshot: Snapshot) -> Snapshot:
+        old = [encoding for encoding, kept in self._snapshots.items() if kept.version != snapshot.version]
+        for encoding in old:
+            del self._snapshots[encoding]
+        self._snapshots[snapshot.encoding] = snapshot
+        return snapshot
 
     def hold(self, sender: PeerId, update: Update, body: bytearray) -> None:
         """Keep a body until its merge."""

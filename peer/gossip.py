@@ -5,11 +5,12 @@ al. 2023), and whoever is idle answers with its own (push-pull). Incoming models
 of samples behind them (Ormandi, Hegedus, Jelasity: Gossip learning with linear models, 2013): within one round
 the merges w_k = a_k / (mass + a_k), mass += a_k, make the exact mean of own and incoming models weighted by
 age, in whatever order they come. Nothing waits for an answer. When training is over the peer goes on averaging
-at a slower tick, so that stragglers and restarted peers catch up and the peers come to agree.
+at a slower tick, so that stragglers and restarted peers catch up and the peers come to agree. That is the default;
+`gossipml.peer.protocols` has the others, which answer the same questions in other ways.
 
 An update is judged by its header alone (`UpdateOffered`) before a byte of it is stored, and by its sender's
-record: see `gossipml.peer.conduct`. Ages are claims: see `gossipml.peer.ages`. Leaves out: compression, other
-protocols, robust merging (the learner clips and checks the values).
+record: see `gossipml.peer.conduct`. Ages are claims: see `gossipml.peer.ages`. Leaves out: compression, robust merging
+(the learner clips and checks the values).
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from typing import TypeAlias
 from gossipml.ids import PeerId
 from gossipml.peer.ages import AgeConfig, Ages
 from gossipml.peer.conduct import Conduct, ConductConfig
+from gossipml.peer.policy import Bounds, Incoming, Policy
+from gossipml.peer.protocols import GossipProtocol
+from gossipml.peer.push_sum import Mass
 from gossipml.peer.view import Rng, View
 from gossipml.peer.wire import MAX_AGE, Update
 
@@ -30,8 +34,7 @@ BUSY = "busy"  # the one refusal that is everyday business
 
 @dataclass(frozen=True)
 class GossipConfig:
-    fanout: int = 4
-    """Receivers of a push. Non-IID MNIST with 100 peers: 1 gives 0.837, 2 0.882, 4 0.921, 7 0.932 mean accuracy."""
+    protocol: GossipProtocol = field(default_factory=GossipProtocol)
     encoding: str = "int8"
     """Of what we send. Measured: int8 loses nothing against float32 at a quarter of the bytes."""
     weight_least: float = 0.02
@@ -123,6 +126,14 @@ class UpdateOffered:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A peer asks for our model without sending its own."""
+
+    sender: PeerId
+    update: Update
+
+
+@dataclass(frozen=True)
 class UpdateReceived:
     """The body of an accepted update is complete."""
 
@@ -155,11 +166,30 @@ class MergeFailed:
 
 @dataclass(frozen=True)
 class SendDone:
-    """A SendUpdate or ReplyUpdate has come to its end, well or not."""
+    """A SendUpdate, AskUpdate or ReplyUpdate has come to its end, well or not."""
 
     peer: PeerId
     ok: bool
     reason: str
+    in_doubt: bool = False
+    """Not ok, and yet it may have arrived."""
+
+
+@dataclass(frozen=True)
+class SendRefused:
+    """The peer did not merge a model of ours that it received."""
+
+    peer: PeerId
+    mass_total: float
+    """Which one: that of its mass; push-sum alone wants to know."""
+
+
+@dataclass(frozen=True)
+class Met:
+    """A session with the peer has begun. `boot` is another one when the peer was started anew."""
+
+    peer: PeerId
+    boot: bytes
 
 
 @dataclass(frozen=True)
@@ -182,11 +212,14 @@ Event: TypeAlias = (
     | RoundFinished
     | TrainingFinished
     | UpdateOffered
+    | Asked
     | UpdateReceived
     | UpdateLost
     | MergeDone
     | MergeFailed
     | SendDone
+    | SendRefused
+    | Met
     | Misbehaved
     | Tick
 )
@@ -201,13 +234,25 @@ class SendUpdate:
 
     to: PeerId
     reply_wanted: bool
+    part: str = ""
+    """The end of the encoding's name: which part of the model is sent; "" for all of it."""
+    mass: Mass | None = None
+    """For the header."""
+
+
+@dataclass(frozen=True)
+class AskUpdate:
+    """Ask for the peer's model; answer with SendDone when the question is on its way."""
+
+    to: PeerId
 
 
 @dataclass(frozen=True)
 class ReplyUpdate:
-    """Send our model as the answer to a push; answer with SendDone."""
+    """Send our model as the answer to a push or a question; answer with SendDone."""
 
     to: PeerId
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -244,14 +289,8 @@ class Quarantine:
     reason: str
 
 
-Action: TypeAlias = SendUpdate | ReplyUpdate | Accept | Refuse | Merge | Quarantine
-
-
-@dataclass(frozen=True)
-class _Incoming:
-    update: Update
-    age: float
-    """The part of the claimed age that counts."""
+Send: TypeAlias = SendUpdate | AskUpdate | ReplyUpdate
+Action: TypeAlias = Send | Accept | Refuse | Merge | Quarantine
 
 
 class Gossip:
@@ -264,17 +303,20 @@ class Gossip:
         self.ages = Ages(self.config.ages)
         self.round = 0
         self.facts: ModelFacts | None = None
+        bounds = Bounds(self.config.weight_least, self.config.weight_most)
+        self.policy = Policy(self.config.protocol, view, self.ages, rng, bounds)
         self.training = True
         self.version = 0
         """Grows when a model encoded before is too old to be sent again."""
         self._rng = rng
-        self._reading: dict[PeerId, _Incoming] = {}  # accepted, body under way
-        self._waiting: dict[PeerId, _Incoming] = {}  # body here, first come first merged
+        self._reading: dict[PeerId, Incoming] = {}  # accepted, body under way
+        self._waiting: dict[PeerId, Incoming] = {}  # body here, first come first merged
         self._merging: PeerId | None = None
         self._sending: dict[PeerId, int] = {}
         self._answered: dict[PeerId, int] = {}  # sender -> version it was last answered with
         self._rounds: dict[PeerId, int] = {}  # what was claimed last, the latest speakers
         self._merges = 0  # since the version began
+        self._released = 0  # merges to come before the push of this round, where incoming models wait for its end
         self._distances: list[float] = []  # of this tick
         self._best: float | None = None
         self._largest = 0.0  # distance of this averaging phase
@@ -290,6 +332,11 @@ class Gossip:
     def interval(self) -> float:
         """Seconds between ticks of the averaging phase, before jitter."""
         return self._interval
+
+    @property
+    def round_encoding(self) -> str:
+        """How the model is to be encoded as a round ends; "" when it is not sent whole then, or not for certain."""
+        return self.config.encoding if self.policy.protocol.sends_rounds else ""
 
     def expects(self, sender: PeerId) -> bool:
         """Whether the body of an accepted update of the sender is awaited."""
@@ -313,17 +360,27 @@ class Gossip:
         match event:
             case UpdateOffered(sender, update):
                 return self._offered(sender, update, now)
+            case Asked(sender, update):
+                return self._asked(sender, update, now)
             case UpdateReceived(sender):
-                return self._received(sender)
+                return self._received(sender, now)
             case UpdateLost(sender):
                 self._reading.pop(sender, None)
                 return []
             case MergeDone():
                 return self._merged(event, now)
             case MergeFailed(sender):
-                return self._next_merge() if self._merge_ended(sender) is not None else []
-            case SendDone(peer):
-                self._sent(peer)
+                return self._go_on(now) if self._merge_ended(sender) is not None else []
+            case SendDone():
+                self._sent(event)
+                return []
+            case SendRefused(peer, total):
+                if self.policy.push_sum is not None:
+                    self.policy.push_sum.put_back(peer, total)
+                return []
+            case Met(peer, boot):
+                if self.policy.push_sum is not None:
+                    self.policy.push_sum.met(peer, boot)
                 return []
             case Restored(age, round_):
                 self.ages.restore(age)
@@ -334,14 +391,15 @@ class Gossip:
                 self.training, self.round = True, round_
                 self.ages.trained(samples)
                 self._begin_round()
-                return self._push(now)
+                self._released = len(self._waiting) if self.policy.protocol.waits else 0
+                return self._next_merge(now) if self._released else self._push(now)
             case TrainingFinished():
                 if self.training or self._tick_at is None:
                     self.training = False
                     self._interval, self._best, self._largest = self.config.tick, None, 0.0
                     self._distances.clear()
                     self._schedule(now)
-                return []
+                return self._next_merge(now)
             case Tick():
                 return self._tick(now)
             case LearnerReady(facts):
@@ -355,6 +413,7 @@ class Gossip:
                 self._reading.clear()
                 self._waiting.clear()
                 self._merging = None
+                self._released = 0
                 return []
             case Misbehaved(peer, reason):
                 return self._strike(peer, reason, now)
@@ -362,39 +421,62 @@ class Gossip:
     # Sending.
 
     def _push(self, now: float) -> list[Action]:
+        """What is sent at the end of a round, or at a tick."""
+        if self.facts is None or not self.policy.is_time():
+            return []
+        return self._send(self.policy.protocol.fanout, now)
+
+    def _send(self, k: int, now: float) -> list[Action]:
+        """Our model to k peers, or what the protocol sends in its place."""
         if self.facts is None:
             return []
-        receivers = self.view.sample(
-            self.config.fanout,
-            self.facts.model,
-            self.facts.digest,
-            now,
-            without=(*self.conduct.quarantined(now), *self._sending),  # one still being sent is not overtaken
-        )
+        policy = self.policy
+        # One still being sent is not overtaken.
+        without = (*self.conduct.quarantined(now), *self._sending)
+        receivers = policy.receivers(k, self.facts.model, self.facts.digest, now, without)
+        if policy.tokens is not None:
+            policy.tokens.save(k - len(receivers))
         for peer in receivers:
             self._sending[peer] = self._sending.get(peer, 0) + 1
-        # Whoever has pushed to us by itself will do so again: asking for its model, too, would double the bytes of a
-        # small network, where everybody pushes to everybody, for models that we have anyway.
-        return [SendUpdate(peer, reply_wanted=not self.ages.heard(peer)) for peer in receivers]
+        if policy.protocol.asks:
+            return [AskUpdate(peer) for peer in receivers]
+        return [
+            SendUpdate(peer, policy.wishes(peer), policy.next_part(), mass)
+            for peer, mass in zip(receivers, policy.masses(receivers), strict=True)
+        ]
 
     def _answer(self, sender: PeerId) -> list[Action]:
         """Our model for a peer that wished for it: when we are idle, and once for each state of our model."""
         busy = sum(self._sending.values()) >= self.config.outgoing or sender in self._sending
         if busy or self._answered.get(sender) == self.version or self.facts is None:
             return []
+        if self.policy.push_sum is not None:
+            return []  # every model goes with a share of our weight, and that is only pushed
         self._answered.pop(sender, None)
         self._answered[sender] = self.version
         while len(self._answered) > self.view.config.capacity:
             del self._answered[next(iter(self._answered))]
         self._sending[sender] = 1
-        return [ReplyUpdate(sender)]
+        return [ReplyUpdate(sender, self.policy.next_part())]
 
-    def _sent(self, peer: PeerId) -> None:
-        left = self._sending.pop(peer, 0) - 1
+    def _sent(self, done: SendDone) -> None:
+        left = self._sending.pop(done.peer, 0) - 1
         if left > 0:
-            self._sending[peer] = left
+            self._sending[done.peer] = left
+        if self.policy.push_sum is not None and not done.ok and not done.in_doubt:
+            self.policy.push_sum.put_back(done.peer)
 
     # Receiving.
+
+    def _asked(self, sender: PeerId, update: Update, now: float) -> list[Action]:
+        facts = self.facts
+        if facts is None or self.conduct.is_quarantined(sender, now):
+            return []
+        if (update.model, update.digest) != (facts.model, facts.digest):
+            return []
+        self._note_round(sender, update.round)
+        self.ages.claimed(sender, update.age)
+        return self._answer(sender)
 
     def _offered(self, sender: PeerId, update: Update, now: float) -> list[Action]:
         if self.conduct.is_quarantined(sender, now):
@@ -404,6 +486,9 @@ class Gossip:
         fault = self._fault(update, self.facts)
         if fault:
             return [Refuse(sender, fault, fault=True), *self._strike(sender, fault, now)]
+        objection = self.policy.objection(update)
+        if objection:
+            return [Refuse(sender, objection, fault=False)]
         self._note_round(sender, update.round)
         stale = self.ages.stale(sender, update.age)
         self.ages.claimed(sender, update.age)
@@ -413,7 +498,7 @@ class Gossip:
         held = len(self._reading) + len(self._waiting) + (self._merging is not None)
         if held >= self._room(update.body_length) or self._has(sender):
             return [Refuse(sender, BUSY, fault=False)]
-        self._reading[sender] = _Incoming(update, self.ages.credible(sender, update.age))
+        self._reading[sender] = Incoming(update, self.ages.credible(sender, update.age))
         return [Accept(sender)]
 
     def _note_round(self, sender: PeerId, round_: int) -> None:
@@ -442,7 +527,7 @@ class Gossip:
     def _has(self, sender: PeerId) -> bool:
         return sender in self._reading or sender in self._waiting or sender == self._merging
 
-    def _received(self, sender: PeerId) -> list[Action]:
+    def _received(self, sender: PeerId, now: float) -> list[Action]:
         incoming = self._reading.pop(sender, None)
         if incoming is None:
             return []  # the learner went away meanwhile
@@ -450,19 +535,30 @@ class Gossip:
         # Answered before the merge: both sides of a push-pull average the models they had before it, which
         # keeps the mean of the two (Boyd et al.: Randomized gossip algorithms, 2006).
         answer = self._answer(sender) if incoming.update.reply_wanted else []
-        return [*answer, *self._next_merge()]
+        return [*answer, *self._next_merge(now)]
 
     # Merging, one at a time: each weight depends on what the merge before it came to.
 
-    def _next_merge(self) -> list[Action]:
+    def _next_merge(self, now: float) -> list[Action]:
         if self._merging is not None or not self._waiting:
+            return []
+        if self.policy.protocol.waits and self.training and not self._released:
             return []
         sender, incoming = next(iter(self._waiting.items()))
         self._merging = sender
-        weight = self.ages.weight(sender, incoming.age)
-        return [Merge(sender, min(max(weight, self.config.weight_least), self.config.weight_most))]
+        return [Merge(sender, self.policy.weight(sender, incoming))]
 
-    def _merge_ended(self, sender: PeerId) -> _Incoming | None:
+    def _go_on(self, now: float) -> list[Action]:
+        """What comes after a merge."""
+        sends: list[Action] = []
+        if self._released:
+            self._released -= 1
+            if not self._released:
+                self.version += 1
+                sends = self._push(now)
+        return [*sends, *self._next_merge(now)]
+
+    def _merge_ended(self, sender: PeerId) -> Incoming | None:
         if self._merging != sender:
             return None
         self._merging = None
@@ -473,8 +569,8 @@ class Gossip:
         if incoming is None:
             return []
         if not done.applied:
-            return [*self._strike(done.sender, done.reason, now), *self._next_merge()]
-        self.ages.merged(done.sender, incoming.age)
+            return [*self._strike(done.sender, done.reason, now), *self._go_on(now)]
+        prompted = self.policy.merged(done.sender, incoming)
         self._merges += 1
         if self._merges >= self.config.refresh:
             self._merges = 0
@@ -485,7 +581,9 @@ class Gossip:
             if not self.training and self._disturbed(done.distance):
                 self._interval, self._best = self.config.tick, None
                 self._tick_at = min(self._tick_at or math.inf, now + self._jittered())
-        return self._next_merge()
+        if prompted or self.policy.protocol.wish == "always":
+            self.version += 1  # what is sent next, or answered to a push, is our model as it is now
+        return [*(self._send(prompted, now) if prompted else []), *self._go_on(now)]
 
     def _strike(self, peer: PeerId, reason: str, now: float) -> list[Action]:
         until = self.conduct.strike(peer, reason, now)
@@ -495,6 +593,7 @@ class Gossip:
 
     def _begin_round(self) -> None:
         self.ages.begin_round()
+        self.policy.begin_round()
         self.version += 1
         self._merges = 0
 

@@ -87,6 +87,9 @@ class Owner(Protocol):
 
     def on_heard(self, link: Link) -> None: ...
 
+    def on_asked(self, link: Link, update: Update) -> None:
+        """The other side asks for our model without sending its own."""
+
     def on_offer(self, link: Link, update: Update) -> bool:
         """Whether the body is to be kept."""
 
@@ -248,6 +251,9 @@ class Link:
         self._act(self.session.handle(s.Received(message), self._clock.now()))
         if isinstance(message, Update) and not self._finishing:
             self.used_at = self._clock.now()
+            if not message.body_length:
+                self._owner.on_asked(self, message)
+                return
             self._keeping = self._owner.on_offer(self, message)
             self._receiving = message
             if self._keeping:

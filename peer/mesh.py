@@ -199,7 +199,7 @@ class Mesh:
 
     def training_finished(self) -> None:
         """From here on only average, slower and slower. The next `gossip_round` ends that."""
-        self._act(self.gossip.handle(g.TrainingFinished(), self._clock.now()))
+        self._send_soon(self._act(self.gossip.handle(g.TrainingFinished(), self._clock.now())))
 
     def order(self, order: bytes) -> bool:
         """Do what the network key ordered, and tell everybody; whether it was news. RemoteError when it is none."""
@@ -408,6 +408,7 @@ class Mesh:
         if link.session.dialled:
             self.view.door_opened(link.stream.remote)
         self._watch(f.SessionOpened(peer))
+        self._act(self.gossip.handle(g.Met(peer, link.session.their_boot), now))
         log.info("session with %s %s at %s", profile.name, short_peer_id(peer), link.stream.remote)
         for message in self._herald.greeting(link.session.their_orders):
             link.post(message)
@@ -429,12 +430,19 @@ class Mesh:
                     log.info("%d orders of the network key from %s", len(news), short_peer_id(link.peer))
                     self._spread(news, heard_from=link)
                     self._on_orders()
-            case UpdateAck(_, False, reason) if reason != g.BUSY:  # being busy says nothing about anybody
-                self._note(link.peer, f"refused our update: {reason}")
+            case UpdateAck(_, False, reason, total):
+                if reason != g.BUSY:  # being busy says nothing about anybody
+                    self._note(link.peer, f"refused our update: {reason}")
+                if total is not None:
+                    self._act(self.gossip.handle(g.SendRefused(link.peer, total), self._clock.now()))
 
     def on_heard(self, link: Link) -> None:
         if self._links.get(link.peer) is link:
             self._watch(f.Heard(link.peer))
+
+    def on_asked(self, link: Link, update: Update) -> None:
+        self.view.learn(_within_reach(link, contact) for contact in update.contacts)
+        self._send_soon(self._act(self.gossip.handle(g.Asked(link.peer, update), self._clock.now())))
 
     def on_offer(self, link: Link, update: Update) -> bool:
         self.view.learn(_within_reach(link, contact) for contact in update.contacts)
@@ -442,7 +450,7 @@ class Mesh:
         if isinstance(verdict, g.Refuse):
             self.stats.updates_refused += 1
             self.stats.faults += verdict.fault
-            link.post(UpdateAck(update.round, accepted=False, reason=verdict.reason))
+            link.post(_refusal(update, verdict.reason))
         self._send_soon(self._act(rest))
         return isinstance(verdict, g.Accept)
 
@@ -456,11 +464,11 @@ class Mesh:
         self._act(self.gossip.handle(g.UpdateLost(link.peer), self._clock.now()))
 
     def on_sent(self, link: Link, parcel: Parcel, reason: str) -> None:
-        if not reason:
+        if not reason and parcel.body:
             took = self._clock.now() - parcel.made
             self._note(link.peer, "")  # no answer means that it was taken
             self.send_seconds = took if not self.send_seconds else 0.9 * self.send_seconds + 0.1 * took
-        self._send_done(link.peer, reason)
+        self._send_done(link.peer, reason, in_doubt=bool(reason))
 
     def on_fault(self, link: Link, reason: str) -> None:
         log.warning("%s broke the protocol: %s", short_peer_id(link.peer), reason)
@@ -474,12 +482,12 @@ class Mesh:
 
     # Performing what the state machines ask for.
 
-    def _act(self, actions: list[g.Action]) -> list[g.SendUpdate | g.ReplyUpdate]:
+    def _act(self, actions: list[g.Action]) -> list[g.Send]:
         """Perform all but the sends, which need our model encoded first; those are returned."""
-        sends: list[g.SendUpdate | g.ReplyUpdate] = []
+        sends: list[g.Send] = []
         for action in actions:
             match action:
-                case g.SendUpdate() | g.ReplyUpdate():
+                case g.SendUpdate() | g.AskUpdate() | g.ReplyUpdate():
                     sends.append(action)
                 case g.Merge():
                     self._to_merge = action
@@ -498,14 +506,24 @@ class Mesh:
             self._time_changed.set()
         return sends
 
-    async def _send(self, sends: list[g.SendUpdate | g.ReplyUpdate]) -> None:
+    async def _send(self, sends: list[g.Send]) -> None:
         """Encode the model and queue it for each receiver; every send comes to its SendDone."""
         left = list(sends)
         try:
-            snapshot = await self._exchange.snapshot() if left else None
+            snapshot: Snapshot | None = None
             hinted = False  # one receiver a push, at random as they all are, is enough for peer sampling
-            while left and snapshot is not None and (facts := self.gossip.facts) is not None:
-                action = left.pop(0)
+            while left:
+                action = left[0]
+                if isinstance(action, g.AskUpdate):
+                    snapshot = None
+                else:
+                    encoding = self.gossip.config.encoding + action.part
+                    if snapshot is None or snapshot.encoding != encoding:
+                        snapshot = await self._exchange.snapshot(encoding)
+                facts = self.gossip.facts
+                if facts is None:
+                    break
+                left.pop(0)
                 contacts = () if hinted else self._hints(action.to)
                 hinted = hinted or bool(contacts)
                 self._deliver(action.to, self._parcel(snapshot, facts, action, contacts))
@@ -526,7 +544,7 @@ class Mesh:
             link.hints_due = now + self.gossip.config.contacts_seconds
         return self.view.contacts(self.gossip.config.contacts)
 
-    def _send_soon(self, sends: list[g.SendUpdate | g.ReplyUpdate]) -> None:
+    def _send_soon(self, sends: list[g.Send]) -> None:
         if not sends:
             return
         if self._nursery is not None:
@@ -538,24 +556,27 @@ class Mesh:
 
     def _parcel(
         self,
-        snapshot: Snapshot,
+        snapshot: Snapshot | None,
         facts: g.ModelFacts,
-        action: g.SendUpdate | g.ReplyUpdate,
+        action: g.Send,
         contacts: tuple[Contact, ...] = (),
     ) -> Parcel:
+        """Without a snapshot, a question."""
+        body = snapshot.body if snapshot is not None else b""
         update = Update(
             model=facts.model,
             digest=facts.digest,
-            encoding=self.gossip.config.encoding,
+            encoding=snapshot.encoding if snapshot is not None else self.gossip.config.encoding,
             parameters=facts.parameters,
-            body_length=len(snapshot.body),
-            age=snapshot.age,
-            round=snapshot.round,
-            reply_wanted=isinstance(action, g.SendUpdate) and action.reply_wanted,
+            body_length=len(body),
+            age=snapshot.age if snapshot is not None else self.gossip.age,
+            round=snapshot.round if snapshot is not None else self.gossip.round,
+            reply_wanted=isinstance(action, g.AskUpdate) or (isinstance(action, g.SendUpdate) and action.reply_wanted),
             reply=isinstance(action, g.ReplyUpdate),
             contacts=contacts,
+            mass=action.mass if isinstance(action, g.SendUpdate) else None,
         )
-        return Parcel(update, snapshot.body, self._clock.now())
+        return Parcel(update, body, self._clock.now())
 
     def _deliver(self, peer: PeerId, parcel: Parcel, *, dial: bool = True) -> None:
         """Queue the parcel on the peer's session, dialling for one if need be."""
@@ -572,12 +593,12 @@ class Mesh:
             self.stats.updates_dropped += 1
             self._send_done(peer, "an earlier update still waits", failed=False)
 
-    def _send_done(self, peer: PeerId, reason: str, *, failed: bool = True) -> None:
+    def _send_done(self, peer: PeerId, reason: str, *, failed: bool = True, in_doubt: bool = False) -> None:
         if not reason:
             self.stats.updates_sent += 1
         elif failed:
             self.stats.updates_failed += 1
-        self._act(self.gossip.handle(g.SendDone(peer, not reason, reason), self._clock.now()))
+        self._act(self.gossip.handle(g.SendDone(peer, not reason, reason, in_doubt), self._clock.now()))
 
     def _watch(self, event: f.Event) -> None:
         for action in self._failure.handle(event, self._clock.now()):
@@ -681,7 +702,7 @@ class Mesh:
                 self.stats.merges_refused += not event.applied
                 link = self._links.get(merge.sender)
                 if link is not None and update is not None and not event.applied:
-                    link.post(UpdateAck(update.round, accepted=False, reason=event.reason))
+                    link.post(_refusal(update, event.reason))
 
     async def _keep_time(self) -> None:
         """Feed the state machines when their deadlines come."""
@@ -764,6 +785,10 @@ class Mesh:
         self._notes[peer] = text
         if len(self._notes) > 2 * self.view.config.capacity:
             del self._notes[next(iter(self._notes))]
+
+
+def _refusal(update: Update, reason: str) -> UpdateAck:
+    return UpdateAck(update.round, accepted=False, reason=reason, mass_total=update.mass.total if update.mass else None)
 
 
 def _within_reach(link: Link, contact: Contact) -> Contact:

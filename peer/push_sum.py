@@ -31,9 +31,7 @@ from gossipml.peer.view import Rng
 
 T = TypeVar("T")
 
-MAX_CREDIT: Final = (
-    4.0  # of one message: weights average 1 a peer, and a push leaves at most half of one for a receiver
-)
+MAX_CREDIT: Final = 4.0  # of one message: weights are 1 on average, and a push gives a receiver half of one at most
 MAX_WEIGHT: Final = 2.0**20  # on the wire: as much as a million peers have
 EPOCHS: Final = 2**32
 LEDGERS: Final = 4096  # peers to whom, and from whom, weight is counted: eight views full; two of more meet seldom

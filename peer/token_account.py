@@ -25,7 +25,7 @@ Strategy = Literal["proactive", "simple", "generalized", "randomized"]
 class TokenConfig:
     strategy: Strategy = "randomized"
     capacity: int = 20
-    """C: tokens saved at most, and so messages in a burst. The paper's 20 with reactivity 10 learns fastest or nearly."""
+    """C: tokens saved at most, and so messages in a burst (20, with a reactivity of 10: among the paper's best)."""
     reactivity: int = 10
     """A: so many tokens answer useful news with one message, 1 to C."""
 
@@ -73,8 +73,8 @@ class TokenAccount:
 
     def spend(self, useful: bool, rng: Rng) -> int:
         """Messages to send because one came in; their tokens are gone."""
-        wanted = reactive(self.config, self.tokens, int(useful))
-        count = min(self.tokens, int(wanted) + (rng.random() < wanted - int(wanted)))
+        wanted: float = reactive(self.config, self.tokens, int(useful))
+        count = min(self.tokens, int(wanted) + int(rng.random() < wanted - int(wanted)))
         self.tokens -= count
         return count
 

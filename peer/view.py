@@ -84,6 +84,10 @@ class View:
         self._banned: frozenset[PeerId] = frozenset()
         self._count = 0
 
+    @property
+    def own(self) -> PeerId:
+        return self._own
+
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -205,8 +209,13 @@ class View:
     # Choosing.
 
     def sample(self, k: int, model: str, digest: str, now: float, *, without: Collection[PeerId] = ()) -> list[PeerId]:
-        """At most k peers that train the same model and are connected or worth a dial, uniformly at random."""
-        fit = [
+        """At most k peers of `fit`, uniformly at random."""
+        fit = self.fit(model, digest, now, without=without)
+        return self._rng.sample(fit, min(k, len(fit)))
+
+    def fit(self, model: str, digest: str, now: float, *, without: Collection[PeerId] = ()) -> list[PeerId]:
+        """The peers that train the same model and are connected or worth a dial."""
+        return [
             entry.contact.peer
             for entry in self._entries.values()
             if entry.contact.model == model
@@ -215,7 +224,6 @@ class View:
             and (entry.connected or self._dialable(entry, now))
             and entry.contact.peer not in without
         ]
-        return self._rng.sample(fit, min(k, len(fit)))
 
     def to_dial(self, k: int, model: str, now: float) -> list[PeerId]:
         """At most k unconnected peers worth a dial: those of our model first, within that at random."""

@@ -7,18 +7,18 @@ A stream carries frames, one after another, in each direction:
     header = canonical msgpack map (`gossipml.codec`): "t" names the kind, the rest are its fields
     body   = raw bytes, only in an update; exactly as many as the field "bytes" of its header says
 
-| kind    | fields                                                            | meaning |
-|---------|-------------------------------------------------------------------|---------|
-| hello   | v, oldest, boot, profile, orders                                  | the dialler's first frame |
-| welcome | v, oldest, boot, profile, orders                                  | the answer: the session is open |
-| refusal | code, reason                                                      | the other answer: it is not |
-| profile | profile                                                           | what the hello said has changed |
-| update  | model, digest, enc, params, bytes, age, round, want, reply, peers | a model; the body is its encoding |
-| ack     | round, ok, reason                                                 | why an update was refused |
-| orders  | orders, digest                                                    | what the network key ordered |
-| ping    | n                                                                 | are you there? |
-| pong    | n                                                                 | the same n; or 0: I live |
-| goodbye | reason                                                            | the session ends on purpose |
+| kind    | fields                                                                  | meaning |
+|---------|-------------------------------------------------------------------------|---------|
+| hello   | v, oldest, boot, profile, orders                                        | the dialler's first frame |
+| welcome | v, oldest, boot, profile, orders                                        | the answer: the session is open |
+| refusal | code, reason                                                            | the other answer: it is not |
+| profile | profile                                                                 | what the hello said has changed |
+| update  | model, digest, enc, params, bytes, age, round, want, reply, peers, mass | a model, encoded in the body |
+| ack     | round, ok, reason, mass                                                 | why an update was refused |
+| orders  | orders, digest                                                          | what the network key ordered |
+| ping    | n                                                                       | are you there? |
+| pong    | n                                                                       | the same n; or 0: I live |
+| goodbye | reason                                                                  | the session ends on purpose |
 
     v, oldest  newest and oldest protocol version that the sender speaks; the lesser of both newest is spoken
     boot       8 bytes drawn at each start: tells a restarted peer from a second session of the same one
@@ -27,9 +27,13 @@ A stream carries frames, one after another, in each direction:
     orders     in hello and welcome, and as digest: 8 bytes, the digest of the orders that the sender knows
                (`gossipml.membership`); in a message of that kind: at most 60 orders (`gossipml.orders`), each of at
                most 256 bytes, in the order in which they are to be taken
-    enc        name of the encoding of the body; params: length of the parameter vector
+    enc        name of the encoding of the body, which says too what part of the model it is; params: length of the
+               whole parameter vector
+    bytes      of the body; 0 asks for the receiver's model (then want is true) without sending one
     age        samples that went into the model, finite, 0 to 2^53
     want       whether an answer with the receiver's own model is wished for; reply: this is such an answer
+    mass       with push-sum, and only then: [total, epoch], a number from 0 to 2^20 and an integer below 2^32
+               (`gossipml.peer.push_sum`); in ack: the total of the update that was refused, if it had one
     peers      at most 8 of [peer id, name, model, list of [IP literal, port]]: hints for peer sampling
 
 Names of models match [a-z0-9][a-z0-9_-]{0,63} or are empty (trains nothing). Fields that are not listed are
@@ -52,6 +56,7 @@ from gossipml.errors import LocalError, RemoteError
 from gossipml.ids import MAX_CONTACT_ADDRESSES, PEER_ID_SIZE, Address, Contact, PeerId, checked_address
 from gossipml.membership import DIGEST_SIZE, NO_ORDERS
 from gossipml.orders import MAX_ORDER
+from gossipml.peer.push_sum import EPOCHS, MAX_WEIGHT, Mass
 
 VERSION = 1
 OLDEST_VERSION = 1
@@ -59,7 +64,7 @@ OLDEST_VERSION = 1
 MAX_HEADER = 16 * 1024  # an update with 8 full contacts is 3.5 kB; bounds what a stranger's header can cost
 MAX_NAME = 64  # of a peer: a line in a table
 MAX_DIGEST = 64  # SHA-256 in hexadecimal
-MAX_ENCODING = 16
+MAX_ENCODING = 32  # "bfloat16-1in64-01234567" and some to come
 MAX_REASON = 600  # two digests, three names and a sentence
 MAX_CONTACTS = 8  # peer sampling works with samples far smaller than the view (Jelasity et al. 2007)
 MAX_ORDERS = 60  # of the longest orders fit one header
@@ -72,7 +77,7 @@ DISCARD_CHUNK = 64 * 1024  # a refused body is read into this much, over and ove
 _LENGTH = struct.Struct(">I")
 _MODEL = re.compile(r"([a-z0-9][a-z0-9_-]{0,63})?", re.ASCII)
 _HEX = re.compile(r"([0-9a-f]{64})?", re.ASCII)
-_ENCODING = re.compile(r"[a-z0-9][a-z0-9_-]{0,15}", re.ASCII)
+_ENCODING = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,7 @@ class Update:
     reply_wanted: bool
     reply: bool
     contacts: tuple[Contact, ...] = ()
+    mass: Mass | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,7 @@ class UpdateAck:
     round: int
     accepted: bool
     reason: str
+    mass_total: float | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,7 @@ def _fields(message: Message) -> dict[str, object]:
         case NewProfile(profile):
             return {"t": "profile", "profile": _profile_fields(profile)}
         case Update():
+            mass = [message.mass.total, message.mass.epoch] if message.mass is not None else None
             return {
                 "t": "update",
                 "model": message.model,
@@ -225,9 +233,11 @@ def _fields(message: Message) -> dict[str, object]:
                     [c.peer, c.name, c.model, [[a.host, a.port] for a in c.addresses[:MAX_CONTACT_ADDRESSES]]]
                     for c in message.contacts[:MAX_CONTACTS]
                 ],
+                **({"mass": mass} if mass is not None else {}),
             }
-        case UpdateAck(round_, accepted, reason):
-            return {"t": "ack", "round": round_, "ok": accepted, "reason": clean_reason(reason)}
+        case UpdateAck(round_, accepted, reason, total):
+            told = {"mass": total} if total is not None else {}
+            return {"t": "ack", "round": round_, "ok": accepted, "reason": clean_reason(reason), **told}
         case Orders(orders, digest):
             return {"t": "orders", "orders": list(orders[:MAX_ORDERS]), "digest": digest}
         case Ping(nonce):
@@ -288,18 +298,27 @@ def _read_profile(fields: dict[str, Value]) -> Profile:
 
 
 def _read_update(fields: dict[str, Value]) -> Update:
+    wanted = codec.get_bool(fields, "want")
     return Update(
         model=_matching(_MODEL, codec.get_str(fields, "model", limit=64), "model"),
         digest=_matching(_HEX, codec.get_str(fields, "digest", limit=MAX_DIGEST), "digest"),
         encoding=_matching(_ENCODING, codec.get_str(fields, "enc", limit=MAX_ENCODING), "enc"),
         parameters=codec.get_int(fields, "params", low=1, high=MAX_PARAMETERS),
-        body_length=codec.get_int(fields, "bytes", low=1, high=MAX_BODY),
+        body_length=codec.get_int(fields, "bytes", low=0 if wanted else 1, high=MAX_BODY),
         age=codec.get_float(fields, "age", low=0.0, high=MAX_AGE),
         round=codec.get_int(fields, "round"),
-        reply_wanted=codec.get_bool(fields, "want"),
+        reply_wanted=wanted,
         reply=codec.get_bool(fields, "reply"),
         contacts=tuple(_read_contact(item) for item in codec.get_list(fields, "peers", limit=MAX_CONTACTS)),
+        mass=_read_mass(fields["mass"]) if "mass" in fields else None,
     )
+
+
+def _read_mass(item: Value) -> Mass:
+    match item:
+        case [float(total), int(epoch)] if 0.0 <= total <= MAX_WEIGHT and 0 <= epoch < EPOCHS and epoch is not True:
+            return Mass(total, epoch)
+    raise RemoteError(f"a mass is [total from 0 to {MAX_WEIGHT:g}, epoch below 2^32]")
 
 
 def _read_orders(fields: dict[str, Value]) -> Orders:
@@ -352,7 +371,12 @@ _READERS: dict[str, Callable[[dict[str, Value]], Message]] = {
     "refusal": lambda f: Refusal(codec.get_str(f, "code", limit=16), _reason(f)),
     "profile": lambda f: NewProfile(_read_profile(f)),
     "update": _read_update,
-    "ack": lambda f: UpdateAck(codec.get_int(f, "round"), codec.get_bool(f, "ok"), _reason(f)),
+    "ack": lambda f: UpdateAck(
+        codec.get_int(f, "round"),
+        codec.get_bool(f, "ok"),
+        _reason(f),
+        codec.get_float(f, "mass", low=0.0, high=MAX_WEIGHT) if "mass" in f else None,
+    ),
     "orders": _read_orders,
     "ping": lambda f: Ping(codec.get_int(f, "n")),
     "pong": lambda f: Pong(codec.get_int(f, "n")),
@@ -428,7 +452,9 @@ class Decoder:
             self._expect(length, in_header=True)
             return None
         message = decode_header(self._buffer)
-        if isinstance(message, Update):
+        if isinstance(message, Update) and not message.body_length:
+            self._expect(_LENGTH.size)
+        elif isinstance(message, Update):
             local = self._body_length(message)
             if local is None:
                 raise RemoteError(

@@ -15,7 +15,6 @@ from gossipml.peer.gossip import (
     Accept,
     Action,
     Gossip,
-    GossipConfig,
     LearnerReady,
     Merge,
     MergeDone,
@@ -27,6 +26,7 @@ from gossipml.peer.gossip import (
     UpdateOffered,
     UpdateReceived,
 )
+from gossipml.peer.protocols import parse_protocol
 from gossipml.peer.view import View
 
 from .peers import DIGEST, contact, make_facts, make_update, peer_id
@@ -169,7 +169,7 @@ def test_a_liar_about_its_age_does_not_make_honest_peers_stale() -> None:
 def test_peers_of_different_speed_come_to_one_age(fanout: int) -> None:
     population = Population(8, 11, ages=[0.0] * 8)
     for gossip in population.peers:
-        gossip.config = GossipConfig(fanout=fanout)
+        gossip.policy.protocol = parse_protocol(f"push:{fanout}")
     for _ in range(20):
         for number, gossip in enumerate(population.peers):
             gossip.ages.trained(1 + 200 * (number % 2))

@@ -82,6 +82,7 @@ class Notes:
         self.bodies: list[bytes] = []
         self.sent: list[str] = []
         self.lost = 0
+        self.asked = 0
         self.faults: list[str] = []
         self.keep = True
 
@@ -97,6 +98,9 @@ class Notes:
             link.post(Pong(message.nonce))
 
     def on_heard(self, link: Link) -> None: ...
+
+    def on_asked(self, link: Link, update: Update) -> None:
+        self.asked += 1
 
     def on_offer(self, link: Link, update: Update) -> bool:
         return self.keep

@@ -470,7 +470,7 @@ def test_an_update_that_finds_another_one_waiting_is_dropped_and_counted() -> No
         size = 2_000_000
         ann = await peers.start("ann", size=size)
         raw = await RawPeer.dial(world, "raw", ann, profile=make_profile("raw"))
-        snapshot = await ann.mesh._exchange.snapshot()
+        snapshot = await ann.mesh._exchange.snapshot("float32")
         for _ in range(4):
             parcel = ann.mesh._parcel(snapshot, make_facts(size), SendUpdate(raw.id, reply_wanted=False))
             ann.mesh._deliver(raw.id, parcel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,14 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gossipml.errors import UserError
+from gossipml import codec
+from gossipml.errors import RemoteError, UserError
 from gossipml.ids import PeerId
 from gossipml.peer.fixed_graph import neighbours
 from gossipml.peer.protocols import PROTOCOLS, parse_protocol
-from gossipml.peer.push_sum import MAX_CREDIT, Mass, PushSum
+from gossipml.peer.push_sum import EPOCHS, MAX_CREDIT, MAX_WEIGHT, Mass, PushSum
 from gossipml.peer.token_account import Strategy, TokenAccount, TokenConfig, proactive, reactive
+from gossipml.peer.wire import Decoder, Ping, UpdateAck, decode_header, encode
 
-from .peers import peer_id
+from .peers import make_update, peer_id
 
 # Names.
 
@@ -272,6 +274,37 @@ def test_one_message_gives_no_more_weight_than_a_bound_and_the_rest_comes_later(
     assert bob.weight == 1.0 + MAX_CREDIT
     bob.merged(peer_id(1), Mass(9.5, 1))
     assert bob.weight == 1.0 + 2 * MAX_CREDIT
+
+
+@given(st.floats(0, MAX_WEIGHT), st.integers(0, EPOCHS - 1))
+def test_mass_travels_exactly(total: float, epoch: int) -> None:
+    update = replace(make_update(), mass=Mass(total, epoch))
+    assert decode_header(encode(update)[4:]) == update
+    ack = UpdateAck(3, False, "busy", total)
+    assert decode_header(encode(ack)[4:]) == ack
+
+
+@pytest.mark.parametrize(
+    "mass",
+    [[-0.1, 1], [MAX_WEIGHT * 2, 1], [1, 1], [1.0, EPOCHS], [1.0, -1], [1.0, True], [1.0, 1.0], [1.0], [], None, 1.0],
+)
+def test_a_mass_that_no_peer_can_have_is_refused(mass: object) -> None:
+    fields = codec.as_map(codec.unpack(encode(make_update())[4:], limit=10_000))
+    with pytest.raises(RemoteError, match="mass"):
+        decode_header(codec.pack({**fields, "mass": mass}))
+
+
+def test_an_update_without_a_body_is_a_question_or_an_error() -> None:
+    question = replace(make_update(want=True), body_length=0)
+    assert decode_header(encode(question)[4:]) == question
+    decoder = Decoder(lambda update: None)
+    events = []
+    for byte in encode(question) + encode(Ping(7)):
+        decoder.target()[:1] = bytes([byte])
+        events.append(decoder.received(1))
+    assert [event for event in events if event is not None] == [question, Ping(7)], "no body is waited for"
+    with pytest.raises(RemoteError, match="bytes"):
+        decode_header(encode(replace(question, reply_wanted=False))[4:])
 
 
 # The fixed graph.
