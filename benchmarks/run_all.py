@@ -6,8 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAMS = ("startup.py", "transport.py", "http_latency.py", "dht_nodes.py", "four_peers.py")
-MINUTES = 10  # for each
+PROGRAMS = (
+    "startup.py",
+    "transport.py",
+    "http_latency.py",
+    "dht_nodes.py",
+    "four_peers.py",
+    "swarm.py",
+    "large_model.py",
+    "name_to_manifest.py",
+    "dht_1024.py",
+)
+MINUTES = 20  # for each
 
 
 def main() -> None:

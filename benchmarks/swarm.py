@@ -317,7 +317,8 @@ def compare(folder: Path, kinds: Sequence[str], arguments: argparse.Namespace) -
 def report(results: dict[str, list[dict[str, float]]], arguments: argparse.Namespace) -> None:
     runs = len(next(iter(results.values())))
     print(
-        f"{arguments.megabytes} MiB from one seed to {arguments.downloaders} downloaders, all verified; medians of {runs}"
+        f"{arguments.megabytes} MiB from one seed to {arguments.downloaders} downloaders, all verified; "
+        f"medians of {runs}"
     )
     print(
         f"{'':<24}" + "".join(f"{KINDS[kind]:>12}" for kind in results) + ("       ratio" if len(results) > 1 else "")
@@ -345,7 +346,7 @@ def main() -> None:
     else:
         kinds = [arguments.only] if arguments.only else list(KINDS)
         if "theirs" in kinds and importlib.util.find_spec("libtorrent") is None:
-            print("libtorrent is not installed (pip install libtorrent): ours runs alone")
+            print("libtorrent is not installed (pip install 'gossipml[bench]'): ours runs alone")
             kinds.remove("theirs")
         room = (arguments.megabytes << 20) * (arguments.downloaders + 2)
         where = arguments.folder
