@@ -51,8 +51,8 @@ class LearnerConfig:
     """... but no shorter than this share. See docs/decisions/0005 for what both cost and gain."""
     most_round: float = 60.0
     """A round lasts as long as sending an update takes, but no longer than this (guess)."""
-    least_round: float = 0.025
-    """A round takes at least this long, whatever the data: forty pushes a second are enough for a tiny dataset."""
+    least_round: float = 0.05
+    """A round of a whole epoch takes at least this long: twenty pushes a second are enough for a tiny dataset."""
     first_steps: int = 8
     """Of the first round, which shows the pace of this machine."""
     evaluate_seconds: float = 0.5
@@ -194,7 +194,7 @@ class Learner:
                 await self._evaluate(trainer)
             if self._due(self._saved_at, self._config.save_seconds):
                 await self._save(trainer, mesh)
-            if steps > self._config.first_steps or steps == trainer.steps_per_epoch:
+            if steps == trainer.steps_per_epoch:
                 await trio.sleep(max(0.0, begun + self._config.least_round - self._env.clock.now()))
         log.info(
             "training is over after %d rounds with %s; averaging with the neighbours goes on",
