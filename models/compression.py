@@ -5,6 +5,7 @@
 | `int8` (any of `encoding.ENCODINGS`) | all parameters |
 | `int8-top10` | the 10 % that matter most, each block of 65,536 for itself (Stich, Cordonnier, Jaggi 2018; in gossip: Dhasade et al. 2023, JWINS) |
 | `int8-3of8` | the third of eight fragments of consecutive parameters (Biswas et al. 2025, DivShare; Hegedus, Danner, Jelasity 2021, partitioned exchange) |
+| `int8-1in8-0badc0de` | one of each eight parameters in a row, at random by the seed in the name (Hegedus, Danner, Jelasity 2021, sub-sampling) |
 
 A body, `exact` being the number of buffers at the end of the vector (running statistics: few, and of other sizes than
 the weights, so that they would suffer in a block with them):
@@ -45,7 +46,8 @@ BITMAP_PERCENT: Final = 7  # from here on a bit for each parameter is less than 
 MOST_FRAGMENTS: Final = 64  # a parameter is then heard of once in 64 sends (guess)
 ALIASES: Final = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _NAME: Final = re.compile(
-    rf"({'|'.join(ENCODINGS)})(?:-top([1-9][0-9]?)|-([1-9][0-9]?)?of([1-9][0-9]?))?", re.ASCII
+    rf"({'|'.join(ENCODINGS)})(?:-top([1-9][0-9]?)|-([1-9][0-9]?)?of([1-9][0-9]?)|-1in([1-9][0-9]?)-([0-9a-f]{{8}}))?",
+    re.ASCII,
 )  # the part before `of` is left out in a choice
 
 Places = slice | NDArray[np.intp]
@@ -59,18 +61,24 @@ class Form:
     percent: int = 100
     fragment: int = 0
     fragments: int = 1
+    one_in: int = 1
+    seed: int = 0
+    """Of what one in `one_in` goes; 32 bits."""
 
     @property
     def name(self) -> str:
-        """At most 16 characters of a-z, 0-9 and -, as the wire wants it."""
+        """At most 32 characters of a-z, 0-9 and -, as the wire wants it."""
         if self.percent < 100:
             return f"{self.values}-top{self.percent}"
+        if self.one_in > 1:
+            return f"{self.values}-1in{self.one_in}-{self.seed:08x}"
         return f"{self.values}-{self.fragment + 1}of{self.fragments}" if self.fragments > 1 else self.values
 
     @property
     def share(self) -> float:
-        """Of the parameters in a body. A difference of that many is about sqrt(share) as long as one of all."""
-        return self.percent / 100 / self.fragments
+        """Of the parameters in a body. A difference of that many is about sqrt(share) as long as one of all; and its
+        merge adds share * age to the mass of the round, not age: other messages hold other parameters."""
+        return self.percent / 100 / self.fragments / self.one_in
 
     def at(self, step: int) -> Form:
         """The form of the step-th send: fragments in turn, so that all parameters have gone after one cycle."""
@@ -88,7 +96,9 @@ def parse_form(name: str) -> Form:
     """What a header names. RemoteError when there is no such form."""
     match = _NAME.fullmatch(name)
     if match is None or (match[4] and not match[3]):
-        raise RemoteError(f"unknown encoding {name[:32]!r}; known are {', '.join(ENCODINGS)}, with -top10 or -1of8")
+        raise RemoteError(
+            f"unknown encoding {name[:32]!r}; known are {', '.join(ENCODINGS)}, with -top10, -1of8 or -1in8-0badc0de"
+        )
     try:
         return _form(match)
     except ValueError as error:
@@ -101,7 +111,7 @@ def parse_choice(text: str) -> Form | None:
         return None
     head, dash, rest = text.partition("-")
     match = _NAME.fullmatch(ALIASES.get(head, head) + dash + rest)
-    if match is None or match[3]:
+    if match is None or match[3] or match[5]:
         raise UserError(
             f"there is no compression {text!r}; choose auto, {', '.join(ENCODINGS)}, or one of these with -top10 "
             "(the 10 % that matter most) or -of8 (eight fragments in turn)"
@@ -113,14 +123,18 @@ def parse_choice(text: str) -> Form | None:
 
 
 def _form(match: re.Match[str]) -> Form:
-    values, percent, fragment, fragments = match.groups()
+    values, percent, fragment, fragments, one_in, seed = match.groups()
     if percent and int(percent) > MOST_PERCENT:
         raise ValueError(f"top takes 1 to {MOST_PERCENT} %")
     if fragments and not 2 <= int(fragments) <= MOST_FRAGMENTS:
         raise ValueError(f"there can be 2 to {MOST_FRAGMENTS} fragments")
     if fragment and int(fragment) > int(fragments):
         raise ValueError("there is no such fragment")
-    return Form(values, int(percent or 100), int(fragment or 1) - 1, int(fragments or 1))
+    if one_in and not 2 <= int(one_in) <= MOST_FRAGMENTS:
+        raise ValueError(f"one in 2 to {MOST_FRAGMENTS} can go")
+    return Form(
+        values, int(percent or 100), int(fragment or 1) - 1, int(fragments or 1), int(one_in or 1), int(seed or "0", 16)
+    )
 
 
 # Bytes.
@@ -145,6 +159,11 @@ def pack_into(form: Form, values: Vector, out: memoryview, *, exact: int = 0, im
     if exact:
         encode_into("float32", values[parameters:], out)
     out = out[4 * exact :]
+    if form.one_in > 1:
+        drawn = values[:parameters][sampled_places(form, parameters)]
+        if len(drawn):
+            encode_into(form.values, drawn, out)
+        return size
     if form.percent == 100:
         start, stop = form.stretch(parameters)
         if start < stop:
@@ -191,6 +210,13 @@ def unpack_into(form: Form, data: bytes | bytearray | memoryview, out: Vector, *
     if exact:
         decode_into("float32", body[: 4 * exact], out[parameters:])
     body = body[4 * exact :]
+    if form.one_in > 1:
+        places = sampled_places(form, parameters)
+        drawn = np.empty(len(places), dtype=np.float32)
+        if len(drawn):
+            decode_into(form.values, body, drawn)
+        out[places] = drawn
+        return places
     if form.percent == 100:
         start, stop = form.stretch(parameters)
         if start < stop:
@@ -223,7 +249,29 @@ def _read_places(form: Form, data: memoryview, size: int) -> NDArray[np.uint16] 
     return places
 
 
+def sampled_places(form: Form, parameters: int) -> NDArray[np.intp]:
+    """Which parameters a form with `one_in` and seed sends, ascending: one of each `one_in` in a row, all with the same
+    chance. Each place is drawn by splitmix64 (Steele, Lea, Flood 2014), so that every peer draws the same."""
+    starts = np.arange(0, parameters, form.one_in, dtype=np.intp)
+    places = starts + _offsets(form, np.arange(len(starts), dtype=np.uint64)).astype(np.intp)
+    return places if not len(places) or places[-1] < parameters else places[:-1]
+
+
+def _offsets(form: Form, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (rows + np.uint64(form.seed << 32) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # modulo 2^64
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    offsets: NDArray[np.uint64] = (z ^ (z >> np.uint64(31))) % np.uint64(form.one_in)
+    return offsets
+
+
 def _sent(form: Form, parameters: int) -> int:
+    if form.one_in > 1:
+        rows = -(-parameters // form.one_in)
+        if rows == 0:
+            return 0
+        last = int(_offsets(form, np.array([rows - 1], dtype=np.uint64))[0])
+        return rows - int((rows - 1) * form.one_in + last >= parameters)
     if form.percent == 100:
         start, stop = form.stretch(parameters)
         return stop - start
@@ -261,7 +309,11 @@ def _blocks(form: Form, parameters: int) -> Iterator[tuple[slice, slice, slice]]
 def received(form: Form, values: A, own: A, *, exact: int = 0, importance: A | None = None) -> A:
     """(..., P) of the receiver, from the sender's `values` and the receiver's `own` (..., P): a new array."""
     parameters = values.shape[-1] - exact
-    if form.percent == 100:
+    if form.one_in > 1:
+        places = sampled_places(form, parameters)
+        result = own + 0
+        result[..., places] = rounded(form.values, values[..., places])
+    elif form.percent == 100:
         start, stop = form.stretch(parameters)
         result = own + 0
         result[..., start:stop] = rounded(form.values, values[..., start:stop])

@@ -12,7 +12,7 @@ parameter, and sends those that have moved furthest from it; what has not been s
 as a difference (Koloskova, Stich, Jaggi 2019, CHOCO-SGD; Richtarik, Sokolov, Fatkhullin 2021, EF21; sending the
 values themselves to receivers that keep nothing: Dhasade et al. 2023, JWINS).
 
-A whole model in int8 needs neither (LEARNING figures; docs/merging-and-compression.md has them for int4).
+A whole model in int8 needs neither, in int4 the residual gains half a point (docs/merging-and-compression.md).
 
 Both states are vectors as long as the model; where several receivers get one body, there is one state for all of
 them, and a lost message is lost: the residual speaks of what was sent, not of what arrived.
