@@ -154,7 +154,7 @@ def build_flat(
 def layout_of(spec: Spec, module: torch.nn.Module) -> Layout:
     """Size and digest of the flat vector. UserError when the module has no such vector."""
     fields: list[object] = [spec.name, ORDER, agreement(spec)]
-    size = 0
+    size = buffers = 0
     for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
         for name, tensor in named:
             if kind == "parameter" and tensor.dtype != torch.float32:
@@ -164,9 +164,10 @@ def layout_of(spec: Spec, module: torch.nn.Module) -> Layout:
             if tensor.dtype == torch.float32:
                 fields.append([kind, name, list(tensor.shape), "float32"])
                 size += tensor.numel()
+                buffers += tensor.numel() if kind == "buffer" else 0
     if not 0 < size <= MAX_PARAMETERS:
         raise UserError(f"the model {spec.name!r} has {size} parameters; there must be 1 to {MAX_PARAMETERS}")
-    return Layout(spec.name, hashlib.sha256(codec.pack(fields)).hexdigest(), size)
+    return Layout(spec.name, hashlib.sha256(codec.pack(fields)).hexdigest(), size, buffers)
 
 
 def _same(first: torch.nn.Module, second: torch.nn.Module) -> bool:

@@ -19,6 +19,8 @@ class Layout:
     """SHA-256, in hexadecimal, of the specification: name, parameter names, shapes and dtypes."""
     size: int
     """Length of the flat float32 parameter vector."""
+    buffers: int = 0
+    """How many values at its end are buffers; they go with every update, whatever part of the rest it holds."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,11 @@ class Trainer(Protocol):
         """Take `steps` optimiser steps on the local data. With an encoding the report may bring the parameters."""
 
     async def snapshot(self, encoding: str) -> bytes:
-        """The current parameters, encoded as `gossipml.models.encoding` describes."""
+        """The current parameters in the form of that name (`gossipml.models.compression`), which may be a part."""
 
     async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> MergeReport:
-        """x <- (1 - weight) x + weight m, after checking that m is finite and clipping m - x."""
+        """x <- (1 - weight) x + weight m, after checking that m is finite and clipping m - x; where m holds a part of
+        the parameters, the others stay, and the distance is what it would be were they as far away."""
 
     async def evaluate(self) -> Evaluation | None:
         """How good the served parameters are; chooses which are served. None without data."""

@@ -25,8 +25,8 @@ import torch
 from gossipml.errors import RemoteError, UserError
 from gossipml.models import published, state
 from gossipml.models.batches import Samples, ShuffledOrder
+from gossipml.models.compression import pack_into, packed_size, parse_form, unpack_into
 from gossipml.models.dataset import LocalData, Targets
-from gossipml.models.encoding import decode_into, encode_into, encoded_size
 from gossipml.models.flat import build_flat
 from gossipml.models.merging import ClippingBound, check_weight, clipping_factor
 from gossipml.models.optimise import make_optimiser
@@ -131,29 +131,36 @@ class LocalTrainer:
 
     def snapshot_into(self, encoding: str, out: memoryview) -> int:
         """Writes the encoded parameters; how many bytes."""
-        return encode_into(encoding, self._x.cpu().numpy(), out)
+        return pack_into(parse_form(encoding), self._x.cpu().numpy(), out, exact=self.layout.buffers)
+
+    def snapshot_size(self, encoding: str) -> int:
+        return packed_size(parse_form(encoding), self.layout.size, self.layout.buffers)
 
     def snapshot(self, encoding: str) -> bytes:
-        out = bytearray(encoded_size(encoding, self.layout.size))
+        out = bytearray(self.snapshot_size(encoding))
         self.snapshot_into(encoding, memoryview(out))
         return bytes(out)
 
     def merge(self, update: bytes | bytearray | memoryview, encoding: str, weight: float) -> MergeReport:
-        """x <- x + weight * clip(m - x), or the reason why not."""
+        """x <- x + weight * clip(m - x), or the reason why not. Where m holds a part of the parameters, m - x is zero
+        in the others; its length is taken as if they were as far away."""
         check_weight(weight)
         try:
-            decode_into(encoding, update, self._incoming)
+            form = parse_form(encoding)
+            if form.share < 1.0:
+                self._incoming[:] = self._x.cpu().numpy()
+            unpack_into(form, update, self._incoming, exact=self.layout.buffers)
         except RemoteError as error:
             return MergeReport(False, str(error), 0.0)
         own_norm = _norm(self._x)
         if not math.isfinite(own_norm):
             return MergeReport(False, "our own parameters are not finite until the round ends", 0.0)
         difference = torch.from_numpy(self._incoming).to(self._device).sub_(self._x)
-        distance = _norm(difference)
+        distance = _norm(difference) / math.sqrt(form.share)
         share = clipping_factor(distance, self._clipping.bound(own_norm))
         self._clipping.learn(distance)
         self._x.add_(difference, alpha=weight * share)
-        self._average.lerp_(self._x, MERGE_SHARE)
+        self._average.lerp_(self._x, MERGE_SHARE * form.share)
         self._rounds_alone = 0
         return MergeReport(True, "", distance)
 

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 from gossipml import codec
 from gossipml.errors import GossipmlError, LocalError, UserError
 from gossipml.models.data import LocalData, load_source, prepare, take_part
-from gossipml.models.encoding import encoded_size
 from gossipml.models.partition import Part, Rule, parse_part, parse_rule
 from gossipml.models.registry import load_spec
 from gossipml.models.spec import Spec, TensorSpec, adapts
@@ -210,7 +209,12 @@ class _Worker:
         self._model, where = _make_model(spec, local, network, seed * 1_000_003 + part.index, threads, device)
         layout = self._model.layout
         return {
-            "layout": {"model": layout.model, "digest": layout.digest, "size": layout.size},
+            "layout": {
+                "model": layout.model,
+                "digest": layout.digest,
+                "size": layout.size,
+                "buffers": layout.buffers,
+            },
             "samples": self._model.sample_counts,
             "batch": self._model.batch,
             "source": source,
@@ -229,7 +233,7 @@ class _Worker:
             self._refuse(job, UserError("the round was cancelled"))
 
     def _snapshot(self, encoding: str) -> Reply:
-        size = encoded_size(encoding, self.trainer.layout.size)
+        size = self.trainer.snapshot_size(encoding)
         return {"size": self.trainer.snapshot_into(encoding, self._outbox.for_writing(size))}
 
     def _merge(self, fields: Fields) -> Reply:

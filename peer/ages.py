@@ -55,7 +55,7 @@ class Ages:
         self._heard: frozenset[PeerId] = frozenset()  # senders merged in the round before; asked only whether in it
         self._faded = 1.0  # what our own age counts for after isolation
         self._mass = self.own + 1.0  # of our own model in this round's mean ...
-        self._added: dict[str, float] = {}  # ... and of what was merged, for each part of the parameters
+        self._added: dict[str, float] = {}  # ... and of what was merged: everywhere, and in each fragment
 
     def restore(self, age: float) -> None:
         """Our model is another one now, of this age."""
@@ -122,10 +122,10 @@ class Ages:
             return age
         return min(age, self.config.lead * max(self.own, typical, self.config.stale_rounds * self._per_round))
 
-    def weight(self, sender: PeerId, age: float, part: str = "") -> float:
-        """The share of an incoming model, or part, in the mean so far. Two models of age 0 count the same."""
+    def weight(self, sender: PeerId, age: float, fragment: str = "") -> float:
+        """The share of an incoming model, or fragment, in the mean so far. Two models of age 0 count the same."""
         counted = self._counted(sender, age)
-        others = self._added.get("", 0.0) + (self._added.get(part, 0.0) if part else 0.0)
+        others = self._added.get("", 0.0) + (self._added.get(fragment, 0.0) if fragment else 0.0)
         return counted / (self._mass + others + counted)
 
     def weight_of_two(self, sender: PeerId, age: float) -> float:
@@ -133,9 +133,10 @@ class Ages:
         counted = self._counted(sender, age)
         return counted / ((self.own + 1.0) * self._faded + counted)
 
-    def merged(self, sender: PeerId, age: float, part: str = "", share: float = 1.0) -> None:
-        """A model was taken in, or a part: that share of the parameters."""
-        self._added[part] = self._added.get(part, 0.0) + self._counted(sender, age)
+    def merged(self, sender: PeerId, age: float, fragment: str = "", share: float = 1.0) -> None:
+        """A model was taken in, or that share of its parameters: a fragment, or some here and there."""
+        counted = self._counted(sender, age) * (1.0 if fragment else share)
+        self._added[fragment] = self._added.get(fragment, 0.0) + counted
         self._merged[sender] = self._merged.get(sender, 0.0) + share
         self.own += share * max(0.0, min(age, MAX_AGE) - self.own)  # the mean over all parameters
 

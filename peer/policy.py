@@ -102,9 +102,8 @@ class Policy:
         if self.protocol.weighing == "edge":
             edge = self._edge(sender)
             return edge / (self._own_edge + self._mixed + edge)
-        part, share = part_of(incoming.update.encoding)
-        if self.protocol.weighing == "round" and (share == 1.0 or "of" in part):
-            weight = self._ages.weight(sender, incoming.age, part)
+        if self.protocol.weighing == "round":
+            weight = self._ages.weight(sender, incoming.age, part_of(incoming.update.encoding)[0])
         else:
             weight = self._ages.weight_of_two(sender, incoming.age)
         return min(max(weight, self._bounds.least), self._bounds.most)
@@ -118,7 +117,7 @@ class Policy:
             self._mixed += self._edge(sender)
             self._edges[sender] = self._edges.get(sender, 0) + 1
         part, share = part_of(incoming.update.encoding)
-        self._ages.merged(sender, incoming.age, part if "of" in part else "", share)
+        self._ages.merged(sender, incoming.age, part, share)
         return self.tokens.spend(useful, self._rng) if self.tokens else 0
 
     def _edge(self, sender: PeerId) -> float:

@@ -85,12 +85,17 @@ class GossipProtocol:
 
 
 def part_of(encoding: str) -> tuple[str, float]:
-    """What an encoding's name says of the part that is sent: its end, "" for all, and the share of the parameters."""
+    """What an encoding's name says of what is sent: which fragment, "" for none, and the share of the parameters."""
     match = _PART.search(encoding)
-    return (match[0], 1.0 / int(match[1] or match[2])) if match else ("", 1.0)
+    if match is None:
+        return "", 1.0
+    fragments, one_in, percent = match.groups()
+    if fragments:
+        return match[0], 1.0 / int(fragments)
+    return "", 1.0 / int(one_in) if one_in else int(percent) / 100
 
 
-_PART = re.compile(r"-(?:[0-9]+of([1-9][0-9]*)|1in([1-9][0-9]*)-[0-9a-f]{8})\Z", re.ASCII)
+_PART = re.compile(r"-(?:[0-9]+of([1-9][0-9]*)|1in([1-9][0-9]*)-[0-9a-f]{8}|top([1-9][0-9]*))\Z", re.ASCII)
 
 
 @dataclass(frozen=True)

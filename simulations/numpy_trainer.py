@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from gossipml import codec
 from gossipml.env import Env
 from gossipml.errors import LocalError, RemoteError, UserError
-from gossipml.models.encoding import decode, encode
+from gossipml.models.compression import pack, parse_form, unpack_into
 from gossipml.models.merging import ClippingBound, clipped_difference, is_finite
 from gossipml.models.trainer import Evaluation, Export, Layout, MergeReport, RoundReport
 
@@ -84,27 +84,30 @@ class NumpyTrainer:
     async def train(self, steps: int, encoding: str = "") -> RoundReport:
         self._check_trains()
         loss = await self._env.compute.run(self._steps, steps, cost=steps * self._cost)
-        body = encode(encoding, self._x) if encoding else b""
+        body = pack(parse_form(encoding), self._x) if encoding else b""
         seconds = steps * self._cost
         return RoundReport(steps, steps * BATCH, seconds, seconds, loss, body)
 
     async def snapshot(self, encoding: str) -> bytes:
         self._check_trains()
-        return encode(encoding, self._x)
+        return pack(parse_form(encoding), self._x)
 
     async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> MergeReport:
         self._check_trains()
         try:
-            incoming = decode(encoding, update, len(self._x))
+            form, incoming = parse_form(encoding), self._x.copy()
+            unpack_into(form, update, incoming)
         except RemoteError as error:
             return MergeReport(False, str(error), float("nan"))
         if not is_finite(incoming):
             return MergeReport(False, "the values are not finite", float("nan"))
         bound = self._bound.bound(float(np.linalg.norm(self._x)))
-        difference, distance = clipped_difference(self._x, incoming, np.array(bound, np.float32))
-        self._bound.learn(float(distance))
+        part = np.float32(form.share) ** 0.5  # of the length that a difference in all parameters would have
+        difference, length = clipped_difference(self._x, incoming, np.array(bound * part, np.float32))
+        distance = float(length / part)
+        self._bound.learn(distance)
         self._x += np.float32(weight) * difference
-        return MergeReport(True, "", float(distance))
+        return MergeReport(True, "", distance)
 
     async def evaluate(self) -> Evaluation | None:
         return self._evaluation(self._x) if self._trains else None

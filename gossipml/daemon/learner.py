@@ -25,7 +25,7 @@ from gossipml.daemon.replication import Replication
 from gossipml.daemon.resume import Resume, load_resume, save_resume
 from gossipml.env import Env
 from gossipml.errors import GossipmlError, RemoteError, UserError
-from gossipml.models.encoding import encoded_size
+from gossipml.models.compression import packed_size, parse_form
 from gossipml.models.trainer import Evaluation, Layout, RoundReport, Trainer
 from gossipml.peer.gossip import ModelFacts
 from gossipml.peer.mesh import Mesh
@@ -187,7 +187,7 @@ class Learner:
                 continue
             begun = self._env.clock.now()
             steps = self._steps(trainer, mesh.send_seconds)
-            report = await trainer.train(steps, mesh.gossip.config.encoding)
+            report = await trainer.train(steps, mesh.gossip.round_encoding)
             self._count(report, mesh.gossip.neighbourhood_round)
             await mesh.gossip_round(report.samples, self.progress.round, report.snapshot)
             if self._due(self._evaluated_at, self._evaluate_pause) or self._is_last_round():
@@ -340,7 +340,7 @@ def model_facts(layout: Layout) -> ModelFacts:
 
     def body_length(encoding: str) -> int | None:
         try:
-            return encoded_size(encoding, layout.size)
+            return packed_size(parse_form(encoding), layout.size, layout.buffers)
         except RemoteError:
             return None
 

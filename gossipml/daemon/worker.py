@@ -24,7 +24,7 @@ from gossipml import codec
 from gossipml.api.ports import TensorSpec
 from gossipml.config import PeerConfig
 from gossipml.errors import LocalError, RemoteError, UserError
-from gossipml.models.encoding import encoded_size
+from gossipml.models.compression import packed_size, parse_form
 from gossipml.models.trainer import Evaluation, Export, Layout, MergeReport, RoundReport
 from gossipml.models.worker_wire import (
     MAX_BODY,
@@ -146,7 +146,7 @@ class WorkerTrainer:
 
     async def train(self, steps: int, encoding: str = "") -> RoundReport:
         """A round that is cancelled here ends there, too, at the next batch."""
-        if encoding and encoded_size(encoding, self.layout.size) > SMALL_COPY:
+        if encoding and packed_size(parse_form(encoding), self.layout.size, self.layout.buffers) > SMALL_COPY:
             encoding = ""  # would hold up the channel; rounds of large models are long, so asking again costs little
         ok, body = await self._ask("train", {"steps": steps, "encoding": encoding})
         return RoundReport(
@@ -451,7 +451,10 @@ def _read_info(ok: Fields) -> WorkerInfo:
     layout, samples = codec.as_map(ok["layout"]), codec.as_map(ok["samples"])
     return WorkerInfo(
         layout=Layout(
-            codec.get_str(layout, "model"), codec.get_str(layout, "digest"), codec.get_int(layout, "size", low=1)
+            codec.get_str(layout, "model"),
+            codec.get_str(layout, "digest"),
+            codec.get_int(layout, "size", low=1),
+            codec.get_int(layout, "buffers"),
         ),
         source=codec.get_str(ok, "source", limit=4096),
         train_samples=codec.get_int(samples, "train"),

@@ -46,14 +46,14 @@ WHOLE = ("push", "push-pull", "pull", "merge-update", "update-merge", "push-sum"
 
 def places(encoding: str) -> NDArray[np.bool_]:
     """Which of the SIZE parameters a body holds."""
-    part, share = part_of(encoding)
+    fragment, share = part_of(encoding)
     count = round(1 / share)
-    if "of" in part:
-        number = int(part[1:].split("of")[0]) - 1
+    if fragment:
+        number = int(fragment[1:].split("of")[0]) - 1
         chosen: NDArray[np.bool_] = np.arange(SIZE) // (SIZE // count) == number
         return chosen
-    if part:
-        rng = np.random.Generator(np.random.PCG64(int(part[-8:], 16)))
+    if count > 1:
+        rng = np.random.Generator(np.random.PCG64(int(encoding[-8:], 16)))
         chosen = np.zeros(SIZE, dtype=np.bool_)
         chosen[rng.permutation(SIZE)[: SIZE // count]] = True
         return chosen
