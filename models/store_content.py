@@ -269,10 +269,11 @@ class Content:
                     path, index * self.piece_length, self.piece_size(index), check=self._check(index)
                 )
             except FileNotFoundError:
-                if self.removed:
-                    return None
-                if path == self.path:  # else it was finished in between
-                    return b""
+                async with self._lock:  # it may be renamed just now: done on the disk, and not yet known here
+                    if self.removed:
+                        return None
+                    if path == self.path:  # else it was finished in between
+                        return b""
             except OSError as error:
                 if error.errno == errno.EIO:  # a bad sector: written anew, the disk finds another
                     return b""

@@ -83,6 +83,33 @@ async def test_a_buffer_that_is_given_away_is_kept_without_a_copy(disk: Simulate
     assert await content.read(0) is buffer
 
 
+async def test_a_piece_that_is_read_while_the_file_gets_its_name_is_not_taken_for_corrupt(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, data = await opened(disk), content_of(THREE)
+    content = await store.begin(manifest_of(data), merkle.layer_of(data))
+    for index in range(content.count):
+        assert await content.write(index, piece_of(data, index))
+    store._cache.drop_all(content.root)
+    rename = disk.rename
+
+    async def rename_and_tell_late(old: str, new: str) -> None:
+        await rename(old, new)
+        await trio.testing.wait_all_tasks_blocked()
+
+    monkeypatch.setattr(disk, "rename", rename_and_tell_late)
+
+    async def read() -> None:
+        assert await content.read(1) == piece_of(data, 1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(content.finish)
+        for _ in range(20):
+            nursery.start_soon(read)
+            await trio.lowlevel.checkpoint()
+    assert content.finished and content.missing == 0
+
+
 async def test_wrong_piece_hashes_are_refused_and_nothing_is_kept(disk: SimulatedDisk) -> None:
     store, data = await opened(disk), content_of(THREE)
     for layer in (b"", bytes(96), merkle.layer_of(data)[:-32]):
