@@ -93,20 +93,18 @@ async def test_a_piece_that_is_read_while_the_file_gets_its_name_is_not_taken_fo
     store._cache.drop_all(content.root)
     rename = disk.rename
 
-    async def rename_and_tell_late(old: str, new: str) -> None:
-        await rename(old, new)
-        await trio.testing.wait_all_tasks_blocked()
-
-    monkeypatch.setattr(disk, "rename", rename_and_tell_late)
-
     async def read() -> None:
         assert await content.read(1) == piece_of(data, 1)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(content.finish)
-        for _ in range(20):
+
+        async def rename_and_tell_late(old: str, new: str) -> None:
+            await rename(old, new)
             nursery.start_soon(read)
-            await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+
+        monkeypatch.setattr(disk, "rename", rename_and_tell_late)
+        await content.finish()
     assert content.finished and content.missing == 0
 
 
