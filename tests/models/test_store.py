@@ -90,7 +90,6 @@ async def test_a_piece_that_is_read_while_the_file_gets_its_name_is_not_taken_fo
     content = await store.begin(manifest_of(data), merkle.layer_of(data))
     for index in range(content.count):
         assert await content.write(index, piece_of(data, index))
-    store._cache.drop_all(content.root)
     rename = disk.rename
 
     async def read() -> None:
@@ -100,6 +99,7 @@ async def test_a_piece_that_is_read_while_the_file_gets_its_name_is_not_taken_fo
 
         async def rename_and_tell_late(old: str, new: str) -> None:
             await rename(old, new)
+            store._cache.drop_all(content.root)
             nursery.start_soon(read)
             await trio.testing.wait_all_tasks_blocked()
 
