@@ -63,6 +63,8 @@ class PeerConfig:
     """Bytes that the model store may take; 0 for as much as the disk has."""
     upload_rate: int = 0
     """Bytes per second for uploads of models; 0 for no limit."""
+    protocol: str = "push"
+    """How models are exchanged (`gossipml.peer.protocols`); push is epidemic learning with 4 receivers."""
     publish_seconds: float = 300.0
     """A trainer publishes at most this often, and when its model improved (guess)."""
     pause_on_battery: bool = False

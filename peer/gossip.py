@@ -614,6 +614,8 @@ class Gossip:
             self._best = mean
             if mean > self._rounding():
                 return
+        elif mean is None and self.policy.tokens is not None:
+            return  # nothing heard is no sign of agreement where messages are saved up
         self._interval = min(self._interval * self.config.tick_growth, self.config.tick_most)
 
     def _disturbed(self, distance: float) -> bool:

@@ -58,11 +58,11 @@ def reactive(config: TokenConfig, a: A, useful: A) -> A:
 
 
 class TokenAccount:
-    """The account of one peer. It starts empty."""
+    """The account of one peer. It starts full, within the bound, so that a newcomer is heard at once."""
 
     def __init__(self, config: TokenConfig) -> None:
         self.config = config
-        self.tokens = 0
+        self.tokens = config.capacity
 
     def period(self, rng: Rng) -> bool:
         """A period has ended: whether to send a message; otherwise a token is saved."""

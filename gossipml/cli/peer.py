@@ -50,6 +50,9 @@ def start(
     train: Annotated[
         bool | None, typer.Option("--train/--no-train", help="Train, or only serve the newest version.")
     ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="How models are exchanged: push:4, push-pull, push-sum, partitioned:8 [push].")
+    ] = None,
     lan: Annotated[bool | None, typer.Option("--lan/--no-lan", help="Find peers on the local network.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Copies of each version that the network keeps [12].")] = None,
     keep: Annotated[int | None, typer.Option(help="Versions of each name kept here [5].")] = None,
@@ -90,6 +93,7 @@ def start(
         "seed": seed,
         "name": name,
         "train": train,
+        "protocol": protocol,
         "lan": lan,
         "replicas": replicas,
         "keep": keep,

@@ -37,6 +37,8 @@ from gossipml.models.partition import parse_rule
 from gossipml.models.registry import check_model_name
 from gossipml.models.store import StoreConfig
 from gossipml.models.trainer import Trainer
+from gossipml.peer.gossip import GossipConfig
+from gossipml.peer.protocols import parse_protocol
 from gossipml.peer.swarm_ports import SwarmConfig
 from gossipml.token import JoinToken
 
@@ -85,6 +87,7 @@ def check_options(home: Home, config: PeerConfig) -> ApiConfig:
     if config.data:
         check_source(config.data)
     parse_rule(config.split)
+    parse_protocol(config.protocol)
     idle(config)
     return ApiConfig(listen=config.api, api_key=home.api_key())
 
@@ -123,6 +126,7 @@ async def _run(
             trains=config.train,
             first_contacts=token.addresses,
             learner=learner,
+            gossip=GossipConfig(protocol=parse_protocol(config.protocol)),
             idle=idle(config),
             store=StoreConfig(quota=config.quota, keep_last=config.keep),
             swarm=SwarmConfig(upload_rate=config.upload_rate),

@@ -365,9 +365,6 @@ def test_news_travel_faster_with_a_token_account_than_with_one_message_a_round()
         counts = []
         for seed in range(5):
             population = Population(name, 60, 20 + seed)
-            for gossip in population.peers:
-                if gossip.policy.tokens:
-                    gossip.policy.tokens.save(10)
             population.values[:] = 0.0
             population.values[0] = 1.0
             for _ in range(3):

@@ -107,14 +107,12 @@ def test_a_peer_that_hears_nothing_falls_back_to_a_message_a_period(strategy: St
 def test_news_is_answered_at_once_out_of_what_was_saved(strategy: Strategy) -> None:
     rng = random.Random(4)
     account = TokenAccount(TokenConfig(strategy, 20, 10))
-    account.save(20)
     assert account.spend(True, rng) >= 1
     assert account.tokens < 20
 
 
 def test_old_news_are_not_worth_a_token_to_the_randomized_account() -> None:
     account = TokenAccount(TokenConfig("randomized", 20, 10))
-    account.save(20)
     assert account.spend(False, random.Random(5)) == 0
     assert account.tokens == 20
 
@@ -132,7 +130,7 @@ def test_the_expected_messages_are_those_of_the_paper() -> None:
     counts = []
     for _ in range(4000):
         account = TokenAccount(randomized)
-        account.save(13)
+        account.tokens = 13
         counts.append(account.spend(True, rng))
     assert set(counts) == {1, 2}
     assert abs(np.mean(counts) - 1.3) < 0.03, "rounded at random, without a bias"
