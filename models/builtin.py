@@ -29,7 +29,7 @@ from gossipml.models.builtin_pictures import (
     MnistWideMse,
 )
 from gossipml.models.builtin_tables import Linear, Logistic
-from gossipml.models.spec import Array, Json, Sgd, Spec, TensorSpec
+from gossipml.models.spec import Array, Json, Sgd, Spec, TensorSpec, standard_loss
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +60,7 @@ class Xor:
         """`probability` is that of the answer 1."""
         return [{"result": int(p > 0.5), "probability": round(float(p), 6)} for p in outputs[:, 0]]
 
+    @standard_loss("binary-cross-entropy")
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gossipml.models.sources_cifar import CLASSES as CIFAR_CLASSES
-from gossipml.models.spec import Array, Classifier, Json
+from gossipml.models.spec import Array, Classifier, Json, standard_loss
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +97,7 @@ class MnistWideMse(MnistWide):
     name = "mnist-wide-mse"
     learning_rate = 0.5  # the gradient of a mean over ten outputs is a fraction of cross-entropy's
 
+    @standard_loss("squared-error-of-classes")
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional
 

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from gossipml.models.spec import Spec
+
 if TYPE_CHECKING:
     import torch
+
+    from gossipml.models.flat import FlatModule
 
 
 class Kernel(Protocol):
@@ -29,3 +33,36 @@ class Kernel(Protocol):
         velocity (see `models.optimise`).
         """
         ...
+
+
+class ModuleKernel:
+    """Any module, by autograd; for N = 1, and the vector and gradient of `flat` only."""
+
+    def __init__(self, spec: Spec, flat: FlatModule) -> None:
+        self._spec = spec
+        self._module = flat.module
+
+    def accumulate(
+        self,
+        vectors: torch.Tensor,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        gradients: torch.Tensor,
+        keep: float = 0.0,
+    ) -> torch.Tensor:
+        """See `Kernel`; autograd adds to what it finds in the gradient."""
+        loss = self._spec.loss(self._module(inputs[0]), targets[0])
+        if keep:
+            gradients.mul_(keep)
+        else:
+            gradients.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach().unsqueeze(0)
+
+
+def kernel_for(spec: Spec, module: torch.nn.Module) -> Kernel | None:
+    """What computes the module that `spec.build` gave, in training and at every N; None where no kernel is known to
+    give what autograd gives."""
+    from gossipml.models.kernels_dense import dense_kernel
+
+    return dense_kernel(spec, module)

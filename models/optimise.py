@@ -1,4 +1,4 @@
-"""One optimiser step on the flat vector.
+"""One optimiser step on the flat vector, after a kernel (see `kernels`) has put the gradient where it belongs.
 
 Plain SGD (with momentum and weight decay) is two operations on the whole vector instead of one set per
 parameter, which matters for small models. Every other optimiser is torch's own, on the module's parameters.
@@ -19,22 +19,19 @@ from gossipml.models.spec import Sgd, Spec
 class FlatSgd:
     """`Sgd` on the vector; the same arithmetic as `torch.optim.SGD`.
 
-    The gradient vector is the velocity: autograd adds each gradient to what `prepare` leaves in it, which saves
-    two passes over the vector.
+    The gradient vector is the velocity: `keep` of it stays when a kernel adds the next gradient, which saves two
+    passes over the vector.
     """
 
     def __init__(self, flat: FlatModule, sgd: Sgd) -> None:
         self._values = flat.vector[: flat.parameter_count]
         self._velocity = flat.gradient
         self._sgd = sgd
-
-    def prepare(self) -> None:
-        """Before the backward pass."""
-        self._velocity.mul_(self._sgd.momentum)
-        if self._sgd.weight_decay:
-            self._velocity.add_(self._values, alpha=self._sgd.weight_decay)
+        self.keep = sgd.momentum
 
     def step(self) -> None:
+        if self._sgd.weight_decay:
+            self._velocity.add_(self._values, alpha=self._sgd.weight_decay)
         self._values.add_(self._velocity, alpha=-self._sgd.learning_rate)
 
     def reset(self) -> None:
@@ -54,14 +51,11 @@ class TorchOptimiser:
     """Any `torch.optim.Optimizer`. Its state is tensors and numbers by parameter; its settings come from the
     specification and are not saved."""
 
-    def __init__(self, flat: FlatModule, optimiser: torch.optim.Optimizer) -> None:
-        self._gradient = flat.gradient
+    keep = 0.0
+
+    def __init__(self, optimiser: torch.optim.Optimizer) -> None:
         self._optimiser = optimiser
         self._first = copy.deepcopy(optimiser.state_dict())
-
-    def prepare(self) -> None:
-        """Before the backward pass."""
-        self._gradient.zero_()
 
     def step(self) -> None:
         self._optimiser.step()
@@ -98,7 +92,7 @@ def make_optimiser(flat: FlatModule, spec: Spec) -> FlatSgd | TorchOptimiser:
     trained = [parameter for parameter in flat.module.parameters() if parameter.requires_grad]
     asked = spec.optimiser(trained)
     if isinstance(asked, torch.optim.Optimizer):
-        return TorchOptimiser(flat, asked)
+        return TorchOptimiser(asked)
     if not isinstance(asked, Sgd):
         raise UserError(
             f"optimiser() of the model {spec.name!r} gave a {type(asked).__name__}; return a torch.optim.Optimizer "
@@ -106,7 +100,6 @@ def make_optimiser(flat: FlatModule, spec: Spec) -> FlatSgd | TorchOptimiser:
         )
     if len(trained) < len(list(flat.module.parameters())):  # frozen parameters must not decay or drift
         return TorchOptimiser(
-            flat,
             torch.optim.SGD(
                 trained,
                 lr=asked.learning_rate,

@@ -26,9 +26,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Array: TypeAlias = NDArray[Any]  # the element type is the data source's: uint8 images, float32 features
+
+StandardLoss: TypeAlias = Literal["cross-entropy", "squared-error-of-classes", "binary-cross-entropy"]
+F = TypeVar("F", bound=Callable[..., object])
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")  # also the name in URLs and of files
 
@@ -163,6 +166,17 @@ def agreement(spec: Spec) -> list[str | float]:
     return [float(value) if isinstance(value, float | int) else str(value) for value in given]
 
 
+def standard_loss(kind: StandardLoss) -> Callable[[F], F]:
+    """Says of a method `loss` that it is one of the usual ones (see `losses`), whose gradient need not be derived.
+    The mark is the function's: a `loss` that overrides it has none, and is derived as it stands."""
+
+    def mark(function: F) -> F:
+        function.standard_loss = kind  # type: ignore[attr-defined]  # read by `losses.loss_of`
+        return function
+
+    return mark
+
+
 class Classifier:
     """A model that gives one score per class: cross-entropy, accuracy, SGD with momentum.
 
@@ -218,6 +232,7 @@ class Classifier:
             for row in probabilities
         ]
 
+    @standard_loss("cross-entropy")
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         import torch
 

@@ -28,6 +28,7 @@ from gossipml.models.batches import Samples, ShuffledOrder
 from gossipml.models.compression import pack_into, packed_size, parse_form, unpack_into
 from gossipml.models.dataset import LocalData, Targets
 from gossipml.models.flat import build_flat
+from gossipml.models.kernels import ModuleKernel, kernel_for
 from gossipml.models.merging import ClippingBound, check_weight, clipping_factor
 from gossipml.models.optimise import make_optimiser
 from gossipml.models.serving import Answering
@@ -54,6 +55,7 @@ class LocalTrainer:
         self._x = self._flat.vector
         self._average = self._x.clone()
         self._answering = Answering(spec, self._flat, self._device)
+        self._kernel = kernel_for(spec, self._flat.module) or ModuleKernel(spec, self._flat)
         self._optimiser = make_optimiser(self._flat, spec)
         self._train = Samples(spec, data.train, self._device)
         self._validation = Samples(spec, data.validation, self._device)
@@ -65,7 +67,7 @@ class LocalTrainer:
         self._serve_average = True
         self._rounds_alone = ALONE_ROUNDS
         self.steps = 0
-        self._loss = torch.zeros((), device=self._device)
+        self._loss = torch.zeros(1, device=self._device)
         self._loss_steps = 0
         # Draws of the model while it trains (dropout) come from torch's global generator.
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"train {seed}".encode()).digest()[:8], "big") >> 1)
@@ -84,11 +86,14 @@ class LocalTrainer:
     def step(self) -> None:
         """One optimiser step on the next batch."""
         inputs, targets = self._train.at(self._order.next_indices())
-        loss = self._spec.loss(self._flat.module(inputs), targets)
-        self._optimiser.prepare()
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._loss += self._kernel.accumulate(
+            self._x.unsqueeze(0),
+            inputs.unsqueeze(0),
+            targets.unsqueeze(0),
+            self._flat.gradient.unsqueeze(0),
+            self._optimiser.keep,
+        )
         self._optimiser.step()
-        self._loss += loss.detach()
         self._loss_steps += 1
         self.steps += 1
 

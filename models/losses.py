@@ -1,0 +1,79 @@
+"""The usual losses with their gradients by hand, for networks that are differentiated by hand.
+
+A specification says that its `loss` is one of these with `spec.standard_loss`; any other one goes through
+`by_autograd`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from gossipml.models.spec import Spec, StandardLoss
+
+Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of outputs (N, b, k) and targets (N, b) of N models the losses (N,), means over the batch; and in the third, like
+the outputs, the gradient of their sum."""
+
+
+def loss_of(spec: Spec) -> Loss:
+    """The loss of the specification."""
+    kind: StandardLoss | None = getattr(spec.loss, "standard_loss", None)
+    return by_autograd(spec) if kind is None else _STANDARD[kind]
+
+
+def softmax_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """`torch.nn.functional.cross_entropy` from class numbers."""
+    places = targets.unsqueeze(2)
+    torch.log_softmax(outputs, 2, out=gradient)
+    losses = gradient.gather(2, places).mean((1, 2)).neg_()
+    _take_one(gradient.exp_(), places)
+    gradient.mul_(1 / outputs.shape[1])
+    return losses
+
+
+def squared_error_of_classes(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """`mse_loss` from one-hot class numbers; a mean over the outputs, too."""
+    _take_one(gradient.copy_(outputs), targets.unsqueeze(2))
+    losses = gradient.square().mean((1, 2))
+    gradient.mul_(2 / (outputs.shape[1] * outputs.shape[2]))
+    return losses
+
+
+def binary_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """`torch.nn.functional.binary_cross_entropy` of the first output, a probability, from targets 0 and 1."""
+    p, t = outputs[:, :, 0], targets.to(outputs.dtype)
+    gradient.zero_()
+    # The bounds are torch's: 1e-12 on the variance, -100 on the logarithms.
+    torch.div(p - t, ((1 - p) * p).clamp_(min=1e-12).mul_(p.shape[1]), out=gradient[:, :, 0])
+    return ((t - 1) * (-p).log1p_().clamp_(min=-100) - t * p.log().clamp_(min=-100)).mean(1)
+
+
+def by_autograd(spec: Spec) -> Loss:
+    """Any function of one model's outputs and targets."""
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            if len(leaf) == 1:
+                losses = spec.loss(leaf[0], targets[0]).unsqueeze(0)
+            else:
+                losses = torch.func.vmap(spec.loss, randomness="different")(leaf, targets)
+            (found,) = torch.autograd.grad(losses.sum(), leaf)
+        gradient.copy_(found)
+        return losses.detach()
+
+    return loss
+
+
+def _take_one(outputs: torch.Tensor, places: torch.Tensor) -> None:
+    outputs.scatter_add_(2, places, outputs.new_full((), -1.0).expand(places.shape))
+
+
+_STANDARD: dict[StandardLoss, Loss] = {
+    "cross-entropy": softmax_cross_entropy,
+    "squared-error-of-classes": squared_error_of_classes,
+    "binary-cross-entropy": binary_cross_entropy,
+}
