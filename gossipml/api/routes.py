@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
 import trio
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from gossipml import __version__
@@ -45,6 +43,41 @@ PREDICT_SECONDS = 30.0  # then the client gets its 504; a model here answers in 
 
 T = TypeVar("T")
 
+Answer: TypeAlias = "Callable[[Request], Awaitable[Response]]"
+
+
+class _Routes:
+    """Which answer belongs to a path. Starlette's router tries forty routes one after the other, and cannot say which
+    methods a path has."""
+
+    def __init__(self, routes: Iterable[tuple[str, str, Answer]]) -> None:
+        self._plain: dict[str, dict[str, Answer]] = {}
+        self._patterns: dict[int, dict[re.Pattern[str], dict[str, Answer]]] = {}  # by the number of segments
+        for method, path, answer in routes:
+            if "{" in path:
+                pattern = re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", path))
+                methods = self._patterns.setdefault(path.count("/"), {}).setdefault(pattern, {})
+            else:
+                methods = self._plain.setdefault(path, {})
+            methods[method] = answer
+            if method == "GET":
+                methods["HEAD"] = answer
+
+    def find(self, method: str, path: str) -> tuple[Answer, dict[str, str]]:
+        """The answer and the path's parameters; Refusal when there is none."""
+        found = self._plain.get(path)
+        values: dict[str, str] = {}
+        for pattern, methods in {} if found else self._patterns.get(path.count("/"), {}).items():
+            if match := pattern.fullmatch(path):
+                found, values = methods, match.groupdict()
+                break
+        if found is None:
+            raise Refusal(404, f"there is nothing at {path[:80]!r}; GET /openapi.json lists what there is")
+        if method not in found:
+            allowed = ", ".join(sorted(found))
+            raise Refusal(405, f"{method[:16]} is not understood here, only {allowed}", {"allow": allowed})
+        return found[method], values
+
 
 class Endpoint:
     """The routes over one node. `app` is the guarded ASGI application; `stopping` ends the event streams."""
@@ -56,26 +89,16 @@ class Endpoint:
         self._reading = trio.CapacityLimiter(1)
         self._openapi = strict_json.dump(openapi.document())
         self._rules = rules
-        self._routes = [Route(o.path, self._route(o), methods=[o.method]) for o in openapi.OPERATIONS]
-        self._router = Router(self._routes, redirect_slashes=False, default=_unknown_route)
+        self._routes = _Routes((o.method, o.path, self._route(o)) for o in openapi.OPERATIONS)
         self.app = Guard(self._routed, rules)
 
     async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"] = self  # with it Starlette raises for a wrong method instead of answering in plain text
-        try:
-            await self._router(scope, receive, send)
-        except HTTPException:
-            methods: set[str] = set()
-            for route in self._routes:
-                if route.methods and route.path_regex.match(scope["path"]):
-                    methods |= route.methods
-            allowed = ", ".join(sorted(methods))
-            raise Refusal(
-                405, f"{scope['method'][:16]} is not understood here, only {allowed}", {"allow": allowed}
-            ) from None
+        answer, scope["path_params"] = self._routes.find(scope["method"], scope["path"])
+        response = await answer(Request(scope, receive))
+        await response(scope, receive, send)
 
-    def _route(self, operation: openapi.Operation) -> Callable[[Request], Awaitable[Response]]:
-        answer: Callable[[Request], Awaitable[Response]] = getattr(self, operation.name)
+    def _route(self, operation: openapi.Operation) -> Answer:
+        answer: Answer = getattr(self, operation.name)
 
         async def with_token(request: Request) -> Response:
             check_token(headers_of(request.scope), self._rules)
@@ -395,7 +418,3 @@ def _v2_probe(what: str, health: Health) -> Response:
     if health.ok:
         return json_response({what: True})
     return json_response({what: False, "error": health.sentence}, 503, {"retry-after": "5"})
-
-
-async def _unknown_route(scope: Scope, receive: Receive, send: Send) -> None:
-    raise Refusal(404, f"there is nothing at {scope['path'][:80]!r}; GET /openapi.json lists what there is")

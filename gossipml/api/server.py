@@ -1,12 +1,4 @@
-"""Starting and stopping the endpoint.
-
-The connections are `http1`'s, not hypercorn's, by test and by measurement. Hypercorn 0.18 on trio: one request with
-`Upgrade: h2c` and a malformed `HTTP2-Settings`, or a WebSocket handshake with a byte over 127 in its extensions, ends
-the whole server; it bounds neither connections nor bodies. `benchmarks/http_latency.py`, two cores, this same
-application, a nice-10 process busy on both, p99 in ms, two runs each, `http1` / hypercorn: one connection 3.8, 4.7 /
-6.0, 7.3; 300 requests/s over 32 connections 6.8, 8.7 / 29, 66; at full speed 1,500 to 2,400 / 740 to 1,080 requests/s.
-The application is plain ASGI, so another server can take it.
-"""
+"""Starting and stopping the endpoint. Why the connections are `http1`'s: docs/decisions/0003."""
 
 from __future__ import annotations
 

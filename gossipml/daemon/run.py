@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import platform
+import resource
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -44,6 +45,7 @@ from gossipml.token import JoinToken
 
 log = logging.getLogger("gossipml")
 
+DESCRIPTORS = 8192  # connections of the endpoint, of peers, and pieces of the store; bounded where they are opened
 FIRST_TOKEN_SECONDS = 30 * 86400.0  # the token that a first start makes lets others in for so long
 
 
@@ -77,6 +79,7 @@ def run_peer(
         gc.collect()
         gc.freeze()  # the modules stay for ever: looking through them at each collection holds the loop for 20 ms
         start_logging(home.log_file, verbose=verbose)
+        _allow_descriptors()
         api = replace(api, api_token=home.make_api_token(env.secrets))
         trio.run(_run, home, env, credentials, token, config, learner, api, new)
 
@@ -163,6 +166,14 @@ async def _run(
                     break
         except* UserError as group:
             raise _first(group) from None
+
+
+def _allow_descriptors() -> None:
+    """As many open files and connections as this user may have: many systems begin with 1,024, which the endpoint's
+    own limit of connections is."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if most == resource.RLIM_INFINITY else min(DESCRIPTORS, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _greet(home: Home, info: RunInfo, new: bool) -> None:
