@@ -29,6 +29,8 @@ class DigitsMlp(Classifier):
     name = "digits-mlp"
     data = "digits"
     input_shape = (64,)
+    picture = (8, 8, 1)
+    white = 16.0
     labels = DIGITS
     batch = 16
     learning_rate = 0.05

@@ -151,8 +151,9 @@ def _read_picture(spec: Spec, picture: bytes) -> Array:
     if size is None or spec.inputs[0].datatype in ("BOOL", "BYTES"):
         raise UserError(f"the model {spec.name!r} takes no pictures; {_expected(spec)}")
     kind = DATATYPES[spec.inputs[0].datatype]
-    pixels: Array = decode(picture, size, "the picture").astype(kind).reshape(-1)
-    return pixels
+    pixels: Array = decode(picture, size, "the picture").reshape(-1)
+    white = getattr(spec, "white", 255.0)
+    return (pixels if white == 255.0 else pixels * (white / 255.0)).astype(kind)
 
 
 def _named_values(spec: Spec, sample: dict[str, Json]) -> list[Json]:

@@ -191,7 +191,9 @@ class Classifier:
     labels: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     picture: tuple[int, int, int] | None = None
-    """Height, width and channels of the pictures that a model of flat samples takes, values from 0 to 255."""
+    """Height, width and channels of the pictures that a model of flat samples takes."""
+    white: float = 255.0
+    """The value of a white pixel in a sample; black is 0."""
     mean: tuple[float, ...] | float = 0.0
     scale: tuple[float, ...] | float = 1.0
     learning_rate: float = 0.05

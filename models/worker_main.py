@@ -27,7 +27,7 @@ from gossipml.errors import GossipmlError, LocalError, UserError
 from gossipml.models.data import LocalData, load_source, prepare, take_part
 from gossipml.models.partition import Part, Rule, parse_part, parse_rule
 from gossipml.models.registry import load_spec
-from gossipml.models.spec import Spec, TensorSpec, adapts
+from gossipml.models.spec import Spec, TensorSpec, adapts, picture_shape
 from gossipml.models.worker_wire import FrameReader, SharedView, pack_frame
 
 if TYPE_CHECKING:
@@ -221,6 +221,7 @@ class _Worker:
             "inputs": [_describe(tensor) for tensor in spec.inputs],
             "outputs": [_describe(tensor) for tensor in spec.outputs],
             "features": list(spec.features),
+            "picture": list(picture_shape(spec) or ()),
             "labels": list(spec.labels),
             "device": where,
             "threads": threads,

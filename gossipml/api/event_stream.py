@@ -1,22 +1,27 @@
-"""`/v1/events`: server-sent events (WHATWG HTML, 9.2), from the node to one client."""
+"""`/v1/events`: server-sent events (WHATWG HTML, 9.2), from the node to one client.
+
+`status` and `peers` come at once and then every second, with what `/v1/status` and `/v1/peers` answer (of the peers the
+first MAX_PEERS); the others come when they happen.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import trio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gossipml.api import strict_json
-from gossipml.api.ports import Event, Node
+from gossipml.api.ports import JSON, Event, Node
 
-KEEPALIVE = 15.0  # seconds of silence after which a comment shows that the line still stands
+BEAT = 1.0  # seconds between two looks at the whole; they show, too, that the line still stands
+MAX_PEERS = 200  # connected ones come first; all of them are in /v1/peers
 RETRY = 2000  # milliseconds a browser waits before it connects again
 
 
 class EventStream(Response):
-    """Begins with an event `status`; ends when the client leaves or the endpoint stops."""
+    """Ends when the client leaves or the endpoint stops."""
 
     media_type = "text/event-stream"
 
@@ -33,15 +38,25 @@ class EventStream(Response):
         with self._node.subscribe() as events:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if scope["method"] != "HEAD":
-                await say(b"retry: %d\n\n" % RETRY + encode(Event("status", self._node.status())))
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_cancel_after, self._stopping.wait, nursery.cancel_scope)
                     nursery.start_soon(_cancel_after, _until_gone(receive), nursery.cancel_scope)
-                    while True:
-                        with trio.move_on_after(KEEPALIVE) as silence:
-                            event = await anext(events)
-                        await say(b": still here\n\n" if silence.cancelled_caught else encode(event))
+                    await self._tell(events, say)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _tell(self, events: AsyncIterator[Event], say: Callable[[bytes], Awaitable[None]]) -> None:
+        beat = trio.current_time()
+        await say(b"retry: %d\n\n" % RETRY)
+        while True:
+            if trio.current_time() >= beat:
+                beat = trio.current_time() + BEAT
+                peers: list[JSON] = [*self._node.peers()[:MAX_PEERS]]
+                await say(encode(Event("status", self._node.status())) + encode(Event("peers", {"peers": peers})))
+            event: Event | None = None
+            with trio.move_on_at(beat):  # around the wait alone: half an event must not be sent
+                event = await anext(events)
+            if event is not None:
+                await say(encode(event))
 
 
 def encode(event: Event) -> bytes:

@@ -12,16 +12,19 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gossipml.api.answers import Refusal, refusal_for
+from gossipml.api.sessions import Sessions, session_of
 
 log = logging.getLogger(__name__)
 
 MAX_BODY = 1 << 20  # a batch of 64 images of 784 numbers as JSON is 0.7 MB
+LINK = "/open/"  # where the one-time link of `gossipml peer open` leads
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 SECURITY_HEADERS = {
@@ -43,6 +46,8 @@ class GuardRules:
     api_token: str = field(default="", repr=False)
     """What a request needs that changes something; it is as good as the API key for the others."""
     max_body: int = MAX_BODY
+    sessions: Sessions = field(default_factory=lambda: Sessions(os.urandom), repr=False)
+    """Those of the page; one is as good as the token, for requests of the endpoint's own Origin."""
 
 
 class Guard:
@@ -77,7 +82,8 @@ class Guard:
             headers = headers_of(scope)
             check_host(headers, scope["server"], self.rules)
             check_origin(headers, scope["method"], self.rules)
-            check_key(headers, self.rules)
+            if not scope["path"].startswith(LINK):  # what follows it is the proof
+                check_key(headers, self.rules, scope["server"][1])
             limited = _limited(receive, _announced_length(headers, self.rules.max_body), self.rules.max_body)
             await self.app(scope, limited, guarded_send)
         except Disconnected:
@@ -135,9 +141,11 @@ def check_origin(headers: Headers, method: str, rules: GuardRules) -> None:
         raise Refusal(403, "pages of other sites may not use this endpoint, only its own may")
 
 
-def check_key(headers: Headers, rules: GuardRules) -> None:
-    """Refusal unless the request carries the API key, if there is one, or the bearer token."""
-    if rules.api_key and not _carries(headers, rules.api_key) and not _carries(headers, rules.api_token):
+def check_key(headers: Headers, rules: GuardRules, port: int) -> None:
+    """Refusal unless the request carries the API key, if there is one, or the bearer token, or is of a session."""
+    if not rules.api_key or _carries(headers, rules.api_key) or _carries(headers, rules.api_token):
+        return
+    if not rules.sessions.holds(session_of(headers, port)):
         raise Refusal(
             401,
             "this endpoint needs its API key: send the header `Authorization: Bearer KEY`",
@@ -145,13 +153,17 @@ def check_key(headers: Headers, rules: GuardRules) -> None:
         )
 
 
-def check_token(headers: Headers, rules: GuardRules) -> None:
-    """Refusal unless the request carries the bearer token: for what changes something."""
-    if not _carries(headers, rules.api_token):
+def check_token(headers: Headers, rules: GuardRules, port: int) -> None:
+    """Refusal unless the request carries the bearer token, or is of a session of the page: for what changes something.
+
+    Of a session only with an Origin, which `check_origin` has found to be ours: a browser always sends one here.
+    """
+    of_session = b"origin" in headers and rules.sessions.holds(session_of(headers, port))
+    if not of_session and not _carries(headers, rules.api_token):
         raise Refusal(
             401,
             "this changes something and needs the token of HOME/api-token: send the header `Authorization: Bearer "
-            "TOKEN`, or use the command line",
+            "TOKEN`, or use the command line; on the page follow the link that `gossipml peer open` prints",
             {"www-authenticate": "Bearer"},
         )
 

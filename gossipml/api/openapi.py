@@ -43,7 +43,12 @@ CHANGING = (400, 404, 408, 413, 415, 502, 503)
 VERSION = ((JSON_TYPE, "VersionRequest"),)
 
 OPERATIONS = (
-    Operation("page", "GET", "/", "The state of this peer, for people", "Text", "text/html"),
+    Operation("page", "GET", "/", "The network, for people", "Text", "text/html"),
+    Operation("page_file", "GET", "/web/{file}", "What the page is made of", "Text", "text/css", errors=(404,)),
+    Operation("page_link", "POST", "/v1/page-link", "A link that opens the page with leave to change things", "Object",
+              changes=True),
+    Operation("page_open", "GET", "/open/{ticket}", "Follow that link, once", "Text", "text/html"),
+    Operation("page_session", "GET", "/v1/page-session", "Whether the page may change things", "Object"),
     Operation("docs", "GET", "/docs", "These operations, for people", "Text", "text/html"),
     Operation("openapi", "GET", "/openapi.json", "This document", "Object"),
     Operation("healthz", "GET", "/healthz", "Whether the peer is alive", "Health", errors=(503,)),
@@ -105,6 +110,9 @@ OPERATIONS = (
               errors=(400, 404), changes=True),
     Operation("model_remove_version", "DELETE", "/v1/models/{model}/versions/{version}",
               "Remove one version from this peer", "Object", errors=(400, 404), changes=True),
+    Operation("history", "GET", "/v1/history", "How the learning went since the start", "Object"),
+    Operation("training_pause", "POST", "/v1/training/pause", "Train no more until resumed", "Object", changes=True),
+    Operation("training_resume", "POST", "/v1/training/resume", "Train again", "Object", changes=True),
     Operation("events", "GET", "/v1/events", "Server-sent events", "Text", "text/event-stream", errors=(503,)),
     Operation("metrics", "GET", "/metrics", "Counters for Prometheus", "Text", "text/plain"),
 )  # fmt: skip

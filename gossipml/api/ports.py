@@ -51,6 +51,10 @@ class ModelCard:
     """Why it is not ready, a sentence; empty when it is."""
     labels: tuple[str, ...] = ()
     """What the classes of a classifier are called."""
+    features: tuple[str, ...] = ()
+    """What the values of a sample are called; empty where they have no names."""
+    picture: tuple[int, ...] = ()
+    """Height, width and channels of the pictures that it takes; empty where it takes none."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,16 @@ class Node(Protocol):
 
     def readiness(self) -> Health:
         """Has trained or fetched a model and can answer for it."""
+
+    def history(self) -> list[dict[str, JSON]]:
+        """How the learning went since the start, oldest first: `uptime` in seconds, `round`, `loss`, `accuracy`."""
+
+    async def pause(self) -> str:
+        """Train no more until `resume`, over restarts too; the state afterwards in a sentence. UserError for a peer
+        that trains nothing."""
+
+    async def resume(self) -> str:
+        """Train again; the state afterwards in a sentence, which says what else keeps it from training."""
 
     def models(self) -> Sequence[ModelCard]: ...
 

@@ -33,6 +33,7 @@ from gossipml.api.ports import (
     PredictAnswer,
     PredictRequest,
 )
+from gossipml.api.sessions import TICKET_SECONDS, session_of, set_cookie
 from gossipml.errors import UserError
 
 MAX_UNDER_WAY = 64  # predictions and other bodies at once; bounds what they hold in memory to 64 times the cap
@@ -101,7 +102,7 @@ class Endpoint:
         answer: Answer = getattr(self, operation.name)
 
         async def with_token(request: Request) -> Response:
-            check_token(headers_of(request.scope), self._rules)
+            check_token(headers_of(request.scope), self._rules, request.scope["server"][1])
             return await answer(request)
 
         return with_token if operation.changes else answer
@@ -109,10 +110,29 @@ class Endpoint:
     # Pages, probes, status
 
     async def page(self, request: Request) -> Response:
-        return page.status_page(self._node)
+        return page.file("index.html")
+
+    async def page_file(self, request: Request) -> Response:
+        return page.file(request.path_params["file"])
 
     async def docs(self, request: Request) -> Response:
-        return page.docs_page()
+        return page.docs()
+
+    async def page_link(self, request: Request) -> Response:
+        return json_response({"path": f"/open/{self._rules.sessions.ticket()}", "seconds": TICKET_SECONDS})
+
+    async def page_open(self, request: Request) -> Response:
+        value = self._rules.sessions.redeem(request.path_params["ticket"])
+        if value is None:
+            raise Refusal(
+                403, "this link was followed already, or is too old; print another one with `gossipml peer open`"
+            )
+        cookie = set_cookie(request.scope["server"][1], value)
+        return Response(status_code=303, headers={"location": "/", "set-cookie": cookie})
+
+    async def page_session(self, request: Request) -> Response:
+        headers, port = headers_of(request.scope), request.scope["server"][1]
+        return json_response({"may_change": self._rules.sessions.holds(session_of(headers, port))})
 
     async def openapi(self, request: Request) -> Response:
         return Response(self._openapi, media_type="application/json")
@@ -133,6 +153,16 @@ class Endpoint:
     async def events(self, request: Request) -> Response:
         return EventStream(self._node, self._stopping)
 
+    async def history(self, request: Request) -> Response:
+        points: list[JSON] = [*self._node.history()]
+        return json_response({"points": points})
+
+    async def training_pause(self, request: Request) -> Response:
+        return json_response({"detail": await self._node.pause()})
+
+    async def training_resume(self, request: Request) -> Response:
+        return json_response({"detail": await self._node.resume()})
+
     async def metrics(self, request: Request) -> Response:
         own = [
             Metric("gossipml_http_responses_total", "counter", "HTTP answers by status.", count, {"code": str(code)})
@@ -146,7 +176,8 @@ class Endpoint:
     async def models(self, request: Request) -> Response:
         serving = {
             card.name: {**tensors.describe_model(card), "version": card.version, "ready": card.ready,
-                        "reason": card.reason, "labels": list(card.labels)}
+                        "reason": card.reason, "labels": list(card.labels), "features": list(card.features),
+                        "picture": list(card.picture)}
             for card in self._node.models()
         }  # fmt: skip
         table = await self._node.library.table()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,6 +15,7 @@ from gossipml.api.guard import MAX_BODY, GuardRules, is_loopback
 from gossipml.api.http1 import Limits, Server
 from gossipml.api.ports import Node
 from gossipml.api.routes import Endpoint
+from gossipml.api.sessions import Sessions
 from gossipml.errors import UserError
 from gossipml.ids import Address
 
@@ -32,6 +35,8 @@ class ApiConfig:
     """Then every request needs `Authorization: Bearer KEY`. Comes from a 0600 file."""
     api_token: str = field(default="", repr=False)
     """What requests need that change something; without one they are all refused."""
+    secrets: Callable[[int], bytes] = field(default=os.urandom, repr=False)
+    """That many unpredictable bytes, for the sessions of the page."""
     max_body: int = MAX_BODY
     limits: Limits = field(default_factory=Limits)
 
@@ -57,7 +62,9 @@ async def serve(
     listeners = await _listen(config.listen)
     bound = Address(*listeners[0].socket.getsockname()[:2])
     stopping = trio.Event()
-    rules = GuardRules(tuple(name.lower() for name in config.names), config.api_key, config.api_token, config.max_body)
+    names = tuple(name.lower() for name in config.names)
+    sessions = Sessions(config.secrets)
+    rules = GuardRules(names, config.api_key, config.api_token, config.max_body, sessions)
     server = Server(Endpoint(node, rules, stopping).app, config.limits, stopping)
     async with trio.open_nursery() as nursery:
         draining: trio.CancelScope = await nursery.start(_serve_connections, server, listeners)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gossipml.cli import doctor
+from gossipml.cli import doctor, peer_control
 from gossipml.cli.common import ask, duration, megabytes, print_json
 from gossipml.errors import UserError
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Run a peer, and ask about it.", no_args_is_help=True)
 
 app.command("doctor", epilog="Example: gossipml peer doctor --json")(doctor.doctor)
+app.command("pause", epilog="Example: gossipml peer pause")(peer_control.pause)
+app.command("resume", epilog="Example: gossipml peer resume")(peer_control.resume)
+app.command("open", epilog='Example: xdg-open "$(gossipml peer open)"')(peer_control.open_page)
 
 Json = Annotated[bool, typer.Option("--json", help="Print data for a program.")]
 STOP_SECONDS = 30  # the last save of a large model

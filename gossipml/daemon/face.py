@@ -29,6 +29,7 @@ from gossipml.api.ports import (
 )
 from gossipml.config import PeerConfig
 from gossipml.daemon.follower import Follower
+from gossipml.daemon.history import History
 from gossipml.daemon.learner import Progress
 from gossipml.daemon.library import name_of
 from gossipml.daemon.library_face import LibraryFace
@@ -48,6 +49,8 @@ class About:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...]
+    features: tuple[str, ...] = ()
+    picture: tuple[int, ...] = ()
 
 
 class Face:
@@ -62,6 +65,7 @@ class Face:
         """Known once the worker has loaded model and data."""
         self.events = Broadcast()
         self.library = LibraryFace(node)
+        self._history = History()
         self._begun = node.env.clock.now()
         self._waiting = 0
 
@@ -69,6 +73,7 @@ class Face:
 
     def on_progress(self, progress: Progress) -> None:
         """To be told of each step of the learner."""
+        self._history.add(self.node.env.clock.now() - self._begun, progress)
         data: dict[str, JSON] = {"state": progress.state, "round": progress.round, "loss": progress.loss}
         if progress.evaluation is not None:
             data["accuracy"] = progress.evaluation.accuracy
@@ -76,6 +81,19 @@ class Face:
 
     def subscribe(self) -> AbstractContextManager[AsyncIterator[Event]]:
         return self.events.subscribe()
+
+    def history(self) -> list[dict[str, JSON]]:
+        return self._history.points()
+
+    # Training
+
+    async def pause(self) -> str:
+        await self.node.pause()
+        return "training is paused; averaging and answering go on"
+
+    async def resume(self) -> str:
+        left = await self.node.resume()
+        return f"training stays paused: {left}" if left else "training goes on"
 
     # Status
 
@@ -199,6 +217,8 @@ class Face:
                 ready=ready.ok,
                 reason="" if ready.ok else ready.sentence,
                 labels=about.labels,
+                features=about.features,
+                picture=about.picture,
             )
         ]
 

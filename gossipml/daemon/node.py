@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -29,7 +29,7 @@ from gossipml.dht.catalogue import Catalogue
 from gossipml.dht.config import DhtConfig
 from gossipml.dht.directory import Announcement, Directory
 from gossipml.dht.service import Dht
-from gossipml.env import SWARM, Credentials, Env, Listener
+from gossipml.env import SWARM, Credentials, Env, Listener, write_atomic
 from gossipml.errors import UserError
 from gossipml.ids import MAX_CONTACT_ADDRESSES, Address, Contact, PeerId
 from gossipml.models.store import Store, StoreConfig
@@ -47,6 +47,7 @@ log = logging.getLogger("gossipml.node")
 FREE_PORT_TRIES = 20  # a free TCP port is rarely taken for UDP
 LOOK_SECONDS = (1.0, 300.0)  # between looks into the directory: while alone, and later
 SAVE_CONTACTS_SECONDS = 30.0
+PAUSED_FILE = "state/paused"  # there as long as the user wants no training
 LEAVE_SECONDS = 2.0  # for telling the DHT that we go
 
 
@@ -154,6 +155,8 @@ class Node:
                 streams={SWARM: swarm.serve}, on_orders=orders.changed,
             )  # fmt: skip
             self._learner = self._make_learner()
+            if isinstance(self._learner, Learner) and await self.env.disk.size(PAUSED_FILE) is not None:
+                self._learner.pause()
             self._mesh.learn(saved)
             self._mesh.bootstrap(a for a in first if a not in self.addresses)
             self.dht.add_bootstrap((*first, *(address for contact in saved for address in contact.addresses)))
@@ -213,6 +216,23 @@ class Node:
                 self.env, self._open_trainer, self.config.learner, self._on_progress, self.replication, pausing
             )
         return Follower(self._open_trainer, self.library, self._on_progress)
+
+    async def pause(self) -> None:
+        """Train no more until `resume`, over restarts too. UserError for a peer that trains nothing."""
+        self._trains().pause()
+        await write_atomic(self.env.disk, PAUSED_FILE, b"")
+
+    async def resume(self) -> str:
+        """Train again; the reason why not yet, if the machine gives one: that passes by itself."""
+        left = self._trains().resume()
+        with suppress(FileNotFoundError):
+            await self.env.disk.remove(PAUSED_FILE)
+        return left
+
+    def _trains(self) -> Learner:
+        if not isinstance(self.learner, Learner):
+            raise UserError("this peer trains nothing (--no-train), so there is nothing to pause or resume")
+        return self.learner
 
     def _members(self) -> list[Contact]:
         """The other peers of the network that have not failed to answer, as far as they are known here."""

@@ -1,7 +1,7 @@
 """Whether a peer may train just now: asked by its user, or decided by the policy of `gossipml.daemon.idle`.
 
 The two are apart: what the user paused stays so until the user says otherwise, whatever the machine does, and lifting
-that pause does not overrule the policy. A pause by the user is not kept over a restart of the peer.
+that pause does not overrule the policy. The node keeps a pause by the user over restarts.
 """
 
 from __future__ import annotations

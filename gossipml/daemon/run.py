@@ -80,7 +80,7 @@ def run_peer(
         gc.freeze()  # the modules stay for ever: looking through them at each collection holds the loop for 20 ms
         start_logging(home.log_file, verbose=verbose)
         _allow_descriptors()
-        api = replace(api, api_token=home.make_api_token(env.secrets))
+        api = replace(api, api_token=home.make_api_token(env.secrets), secrets=env.secrets)
         trio.run(_run, home, env, credentials, token, config, learner, api, new)
 
 
@@ -185,7 +185,7 @@ def _greet(home: Home, info: RunInfo, new: bool) -> None:
 
 
 def about(info: WorkerInfo) -> About:
-    return About(info.source, info.inputs, info.outputs, info.labels)
+    return About(info.source, info.inputs, info.outputs, info.labels, info.features, info.picture)
 
 
 def _first(group: BaseExceptionGroup[UserError]) -> UserError:

@@ -64,6 +64,8 @@ class WorkerInfo:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     features: tuple[str, ...]
+    picture: tuple[int, ...]
+    """Height, width and channels of the pictures that the model takes; empty where it takes none."""
     labels: tuple[str, ...]
     device: str
     threads: int
@@ -464,6 +466,7 @@ def _read_info(ok: Fields) -> WorkerInfo:
         inputs=_read_tensors(ok, "inputs"),
         outputs=_read_tensors(ok, "outputs"),
         features=_read_names(ok, "features"),
+        picture=tuple(n for n in codec.get_list(ok, "picture", limit=3) if isinstance(n, int)),
         labels=_read_names(ok, "labels"),
         device=codec.get_str(ok, "device"),
         threads=codec.get_int(ok, "threads"),

@@ -102,6 +102,7 @@ class FakeNode:
     hold: trio.Event | None = None
     """What every prediction waits for."""
     peer_rows: list[dict[str, JSON]] = field(default_factory=list)
+    paused: bool = False
     broadcast: Broadcast = field(default_factory=Broadcast)
     library: FakeLibrary = field(default_factory=FakeLibrary)
 
@@ -116,6 +117,17 @@ class FakeNode:
 
     def readiness(self) -> Health:
         return self.ready
+
+    def history(self) -> list[dict[str, JSON]]:
+        return [{"uptime": 0.5, "round": 1, "loss": 2.0, "accuracy": None}]
+
+    async def pause(self) -> str:
+        self.paused = True
+        return "training is paused"
+
+    async def resume(self) -> str:
+        self.paused = False
+        return "training goes on"
 
     def models(self) -> Sequence[ModelCard]:
         return self.cards

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from importlib.resources import files
 
 import pytest
 import trio
@@ -331,19 +332,46 @@ async def test_status_peers_and_models_are_json() -> None:
     ]
 
 
-async def test_the_pages_escape_what_other_peers_chose() -> None:
-    rows: list[dict[str, JSON]] = [{"name": "<script>alert(1)</script>", "tags": ["a&b", {"c": 1.23456}], "gone": None}]
-    answer = await client(FakeNode(peer_rows=rows)).get("/")
+async def test_the_page_holds_no_script_of_its_own_and_nothing_from_elsewhere() -> None:
+    asker = client(FakeNode())
+    answer = await asker.get("/")
     text = answer.body.decode()
     assert answer.headers["content-type"].startswith("text/html")
-    assert "<script" not in text
-    assert "&lt;script&gt;alert(1)" in text
-    assert "a&amp;b, c 1.235" in text
-    assert "all parts run" in text
-    assert DIGITS.reason in text
-    assert "http://" not in text and "https://" not in text  # nothing from elsewhere
-    docs = (await client(FakeNode()).get("/docs")).body.decode()
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "script-src 'self'; style-src 'self'" in answer.headers["content-security-policy"]
+    assert not re.search(r"<script(?![^>]* src=)|<style| on\w+=|style=", text)
+    waiting, seen = re.findall(r'(?:src|href)="/web/([^"]+)"', text), set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            answer = await asker.get(f"/web/{name}")
+            assert answer.status == 200, name
+            if name.endswith(".js"):
+                assert answer.headers["content-type"].startswith("text/javascript")
+                waiting += re.findall(r'from "\./([^"]+)"', answer.body.decode())
+            assert not re.search(rb"https?://(?!www\.w3\.org/2000/svg)", answer.body), name
+    assert {"app.js", "style.css", "icon.svg"} <= seen
+    assert {file.name for file in (files("gossipml.api") / "web").iterdir()} == seen | {"index.html"}, "an unused file"
+    assert (await asker.get("/web/no.js")).status == 404
+    assert (await asker.get("/web/..%2fpage.py")).status == 404
+    docs = (await asker.get("/docs")).body.decode()
     assert all(operation.path in docs for operation in openapi.OPERATIONS)
+
+
+async def test_training_is_paused_and_resumed_with_the_token() -> None:
+    node = FakeNode()
+    asker, token = client(node, GuardRules(api_token="t" * 32)), {"authorization": "Bearer " + "t" * 32}
+    assert (await asker.ask("POST", "/v1/training/pause")).status == 401
+    answer = await asker.ask("POST", "/v1/training/pause", token)
+    assert (answer.status, answer.json(), node.paused) == (200, {"detail": "training is paused"}, True)
+    answer = await asker.ask("POST", "/v1/training/resume", token)
+    assert (answer.status, answer.json(), node.paused) == (200, {"detail": "training goes on"}, False)
+
+
+async def test_history_is_json() -> None:
+    answer = await client(FakeNode()).get("/v1/history")
+    assert answer.json() == {"points": [{"uptime": 0.5, "round": 1, "loss": 2.0, "accuracy": None}]}
 
 
 async def test_metrics_are_in_the_text_format() -> None:
@@ -477,18 +505,22 @@ class Stream:
 
 
 async def test_events_begin_with_the_status_and_follow_what_happens(autojump_clock: trio.abc.Clock) -> None:
-    node = FakeNode()
+    node = FakeNode(peer_rows=[{"name": "bert"}])
     stream = Stream(node)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.run)
-        await trio.sleep(1)
+        await trio.sleep(0.5)
         assert stream.head["status"] == 200
-        assert stream.told == [b'retry: 2000\n\nevent: status\ndata: {"name":"anna","round":3,"loss":null}\n\n']
+        beat = (
+            b'event: status\ndata: {"name":"anna","round":3,"loss":null}\n\n'
+            b'event: peers\ndata: {"peers":[{"name":"bert"}]}\n\n'
+        )
+        assert stream.told == [b"retry: 2000\n\n", beat]
         node.broadcast.publish(Event("round", {"text": "two\nlines"}))
-        await trio.sleep(1)
-        assert stream.told[1:] == [b'event: round\ndata: {"text":"two\\nlines"}\n\n']
-        await trio.sleep(20)
-        assert stream.told[2:] == [b": still here\n\n"]
+        await trio.sleep(0.1)
+        assert stream.told[2:] == [b'event: round\ndata: {"text":"two\\nlines"}\n\n']
+        await trio.sleep(5)
+        assert stream.told[3:] == [beat] * 5
         stream.left.set()
     assert stream.told[-1] == b""
 

@@ -226,6 +226,24 @@ def test_a_pause_holds_over_the_death_of_the_trainer() -> None:
     play(scenario)
 
 
+def test_a_pause_by_the_user_holds_over_a_restart_until_resumed() -> None:
+    async def scenario(world: World, cluster: Cluster) -> None:
+        await trio.sleep(20)
+        member = cluster.members["peer-0"]
+        assert await face(member).pause() == "training is paused; averaging and answering go on"
+        cluster.crash("peer-0")
+        await cluster.start("peer-0")
+        await trio.sleep(20)
+        assert learner(member).progress.state == "paused"
+        assert await face(member).resume() == "training goes on"
+        cluster.crash("peer-0")
+        await cluster.start("peer-0")
+        await trio.sleep(20)
+        assert learner(member).progress.state == "training"
+
+    play(scenario)
+
+
 def test_state_is_kept_when_a_pause_begins() -> None:
     async def scenario(world: World, cluster: Cluster) -> None:
         await trio.sleep(31)

@@ -179,6 +179,12 @@ def test_a_picture_is_a_request_by_itself_and_a_sample_in_base64(kind: str) -> N
         assert brightness(MnistMlp(), request) == pytest.approx(expected * times, abs=0.05)
 
 
+def test_white_is_as_white_as_in_the_data() -> None:
+    mean = brightness(MnistMlp(), picture(200))
+    assert brightness(DigitsMlp(), picture(200)) == pytest.approx(mean, abs=0.01)
+    assert brightness(DigitsMlp(), [16] * 64) == brightness(MnistMlp(), [255] * 784) == 1.0
+
+
 def test_a_model_of_colours_gets_them() -> None:
     from gossipml.models.builtin_pictures import CifarCnn
 
@@ -188,7 +194,7 @@ def test_a_model_of_colours_gets_them() -> None:
 @pytest.mark.parametrize(
     "spec, request_, says",
     [
-        (DigitsMlp(), picture(1), "takes no pictures; 'digits-mlp' takes a list of 64 values"),
+        (Xor(), picture(1), "takes no pictures; 'xor' takes"),
         (MnistMlp(), picture(1)[:40], "the picture"),
         (MnistMlp(), {"image": "not base64!"}, '"image" is not base64'),
         (MnistMlp(), {"image": 5}, '"image" is not base64'),
