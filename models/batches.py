@@ -7,6 +7,7 @@ raw samples that take a quarter of the memory (uint8 images).
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,19 @@ INGEST_ONCE = 16 << 20  # bytes: digits whole, a hundredth of what mnist would t
 
 
 class Samples:
-    """Raw samples and targets as tensors on demand; a stream of samples is read batch by batch."""
+    """Raw samples and targets as tensors on demand; a stream of samples is read batch by batch.
 
-    def __init__(self, spec: Spec, labelled: Labelled, device: torch.device) -> None:
+    Where all that `ingest` makes of them takes at most `keep` bytes it is kept.
+    """
+
+    def __init__(self, spec: Spec, labelled: Labelled, device: torch.device, *, keep: int = INGEST_ONCE) -> None:
         self._spec = spec
         self._device = device
         self._raw = samples = labelled.inputs
         self._targets = torch.from_numpy(labelled.targets).to(device)
         self._ingested: torch.Tensor | None = None
         first = ingest(spec, samples[:1])
-        if first.nbytes * len(samples) <= INGEST_ONCE:
+        if first.nbytes * len(samples) <= keep:
             self._ingested = torch.from_numpy(ingest(spec, samples[:])).to(device)
 
     def __len__(self) -> int:
@@ -42,6 +46,12 @@ class Samples:
             return self._ingested.index_select(0, places), self._targets.index_select(0, places)
         inputs = torch.from_numpy(ingest(self._spec, self._raw[indices.numpy()])).to(self._device)
         return inputs, self._targets.index_select(0, indices.to(self._device))
+
+    def relabel(self, indices: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Replaces the targets of some samples by what `change` makes of them."""
+        self._targets = self._targets.clone()  # the data set is everybody's
+        places = indices.to(self._device)
+        self._targets[places] = change(self._targets[places])
 
     def between(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The same for a range."""

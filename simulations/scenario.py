@@ -53,7 +53,7 @@ TOPOLOGIES: Final = (
 )
 DELAYS: Final = ("none", "fixed", "uniform", "heavy-tailed", "trace")
 SPEEDS: Final = ("same", "uniform", "log-normal")
-LIES: Final = ("none", "sign-flip", "scale", "noise", "zero", "inliers", "label-flip", "silent")
+LIES: Final = ("none", "nan", "sign-flip", "scale", "noise", "zero", "stale", "inliers", "label-flip", "silent")
 OPTIMISERS: Final = ("model", "sgd", "adam")
 MOST_PEERS: Final = 1_000_000  # a slip of the finger; memory is estimated by the engine before it starts
 MOST_ROUNDS: Final = 1_000_000
@@ -243,8 +243,9 @@ class Byzantine:
     """Peers that lie in every message they send."""
 
     kind: str = "none"
-    """sign-flip: -x; scale: `factor` x; noise: normal, of the norm of x; zero; inliers: the honest mean plus `factor`
-    standard deviations; label-flip: trained on labels C - 1 - y; silent: sends nothing."""
+    """nan: not finite; stale: the first model it had; sign-flip: -x; scale: `factor` x; noise: normal, of the norm of
+    x; zero; inliers: the honest mean plus `factor` standard deviations; label-flip: trained on labels C - 1 - y;
+    silent: sends nothing."""
     share: float = 0.0
     factor: float = 0.0
     """0: 100 for scale, 1.5 for inliers."""

@@ -1,0 +1,276 @@
+"""Local training of all peers: their parameters as rows of one tensor, stepped in batched kernels.
+
+Peers that train at the same time are cut into chunks whose parameters, gradients and batches fit the second-level
+cache; a chunk is copied out, takes all its steps, and is copied back, so that main memory is touched once a round. On a
+CPU as many threads as there are cores take chunks in turn, each with its own kernel and one torch thread; which of them
+takes which chunk changes nothing. On a GPU there is one thread and large chunks.
+
+Each peer has the batches that a `LocalTrainer` with the same data and seed has, in the same order. Optimisers other
+than SGD step one peer after the other, each with its own torch optimiser, on the parameters as flat vectors.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from gossipml.errors import UserError
+from gossipml.models.batches import Samples, ShuffledOrder
+from gossipml.models.dataset import Dataset, is_stream
+from gossipml.models.flat import build_flat
+from gossipml.models.kernels import Kernel, kernel_for
+from gossipml.models.kernels_functional import FunctionalKernel
+from gossipml.models.partition import Indices
+from gossipml.models.spec import Sgd, Spec
+
+T = TypeVar("T")
+
+CHUNK_BYTES = 3 << 20  # of parameters, velocities and batches of a chunk on a CPU; measured: benchmarks/simulator.py
+DEVICE_BYTES = 4 << 30  # the same on a GPU
+INGESTED_MOST = 4 << 30  # training samples that are kept as the model takes them
+
+
+def order_seed(seed: int, peer: int) -> int:
+    """The seed of a peer's batches."""
+    return int.from_bytes(hashlib.sha256(f"order {seed} {peer}".encode()).digest()[:8], "big") >> 1
+
+
+class Threads:
+    """Runs a function over chunks; with one torch thread in each while it is open."""
+
+    def __init__(self, device: torch.device, count: int | None = None) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.count = (count or cores) if device.type == "cpu" else 1
+        self._before = torch.get_num_threads()
+        self._pool: ThreadPoolExecutor | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        self._before = torch.get_num_threads()
+        if self.count > 1:
+            torch.set_num_threads(1)
+            self._pool = ThreadPoolExecutor(self.count, "population", initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
+                self._pool = None
+            torch.set_num_threads(self._before)
+
+    def map(self, job: Callable[[T], object], chunks: Sequence[T]) -> None:
+        if self._pool is None or len(chunks) < 2:
+            for chunk in chunks:
+                job(chunk)
+        else:
+            list(self._pool.map(job, chunks))
+
+
+class Trainees:
+    """N peers. `x` (N, size) is theirs to train and everybody's to read and merge into."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        data: Dataset,
+        parts: Sequence[Indices],
+        *,
+        seed: int,
+        network_id: bytes,
+        device: torch.device,
+        threads: Threads,
+    ) -> None:
+        self.spec = spec
+        self._device = device
+        self._threads = threads
+        flat, self.layout = build_flat(spec, network_id, device)
+        self.parameter_count = flat.parameter_count
+        self.first = flat.vector.clone()  # (size,)
+        self.x = self.first.repeat(len(parts), 1)
+        self._samples = Samples(spec, data.train, device, keep=INGESTED_MOST)
+        self._parts = [torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in parts]
+        self._orders = [ShuffledOrder(len(part), spec.batch, order_seed(seed, peer)) for peer, part in enumerate(parts)]
+        self._module = copy.deepcopy(flat.module)
+        self._kernels = threading.local()
+        self._velocity: torch.Tensor | None = None
+        self._frozen = self._frozen_places(flat.module)
+        self._optimisers: list[torch.optim.Optimizer] = []
+        self._prepare_optimiser()
+        self._in_turn = self._finds_draws() or is_stream(data.train.inputs)  # streams are for one thread
+        self._bytes_a_peer = 8 * self.layout.size + 4 * spec.batch * self._values_a_sample()
+        torch.manual_seed(order_seed(seed, -1))  # dropout draws from the global generator
+
+    def replace_targets(self, peers: Sequence[int], targets: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Other labels for the training samples of these peers, whose parts are nobody else's."""
+        self._samples.relabel(torch.cat([self._parts[peer] for peer in peers]), targets)
+
+    def epoch_steps(self, peer: int) -> int:
+        """Optimiser steps in which a peer sees its data once."""
+        return max(1, len(self._parts[peer]) // self._orders[peer].batch)
+
+    def batch(self, peer: int) -> int:
+        return self._orders[peer].batch
+
+    @property
+    def counts(self) -> list[int]:
+        """Training samples of each peer."""
+        return [len(part) for part in self._parts]
+
+    def train(self, peers: Sequence[int], steps: Sequence[int]) -> list[int]:
+        """So many steps of each of these peers; which of them diverged: those are as they were before."""
+        order = sorted(range(len(peers)), key=lambda place: (-self.batch(peers[place]), -steps[place], peers[place]))
+        diverged: list[int] = []
+        chunks: list[list[tuple[int, int]]] = []
+        room = CHUNK_BYTES if self._device.type == "cpu" else DEVICE_BYTES
+        most = max(1, room // self._bytes_a_peer)
+        # Both threads should end together: no larger chunks than that they get two each.
+        most = max(1, min(most, -(-len(peers) // (2 * self._threads.count)))) if self._threads.count > 1 else most
+        for place in order:
+            peer = peers[place]
+            last = chunks[-1][0] if chunks else None
+            if last is None or len(chunks[-1]) >= most or self.batch(last[0]) != self.batch(peer):
+                chunks.append([])
+            chunks[-1].append((peer, steps[place]))
+        job = self._train_alone if self._optimisers else self._train_chunk
+        if self._in_turn:
+            for chunk in chunks:
+                diverged += job(chunk)
+        else:
+            self._threads.map(lambda chunk: diverged.extend(job(chunk)), chunks)
+        return sorted(diverged)
+
+    def forget_velocity(self, peer: int) -> None:
+        if self._velocity is not None:
+            self._velocity[peer] = 0
+
+    def _train_chunk(self, chunk: list[tuple[int, int]]) -> list[int]:
+        """All steps of peers with the same batch size, those with most steps first."""
+        sgd, kernel = self._sgd, self._kernel()
+        peers = torch.tensor([peer for peer, _ in chunk])
+        batch = self.batch(chunk[0][0])
+        places = [  # (steps, batch) of each
+            self._parts[peer][torch.cat([self._orders[peer].next_indices() for _ in range(steps)])].view(steps, batch)
+            for peer, steps in chunk
+            if steps
+        ]
+        rows = peers.to(self._device)
+        x = self.x.index_select(0, rows)
+        if self._velocity is not None:
+            velocity = self._velocity.index_select(0, rows)
+        else:
+            velocity = x.new_empty(len(chunk), self.parameter_count)
+        values = x[:, : self.parameter_count]
+        active, own_x, own_velocity, own_values = -1, x, velocity, values
+        for step in range(chunk[0][1]):
+            active_now = sum(steps > step for _, steps in chunk)
+            if active_now != active:
+                active = active_now
+                own_x, own_velocity, own_values = x[:active], velocity[:active], values[:active]
+            chosen = places[0][step] if active == 1 else torch.cat([place[step] for place in places[:active]])
+            inputs, targets = self._samples.at(chosen)
+            kernel.accumulate(
+                own_x,
+                inputs.view(active, batch, *inputs.shape[1:]),
+                targets.view(active, batch),
+                own_velocity,
+                sgd.momentum,
+            )
+            if sgd.weight_decay:
+                own_velocity.add_(own_values, alpha=sgd.weight_decay)
+            own_values.add_(own_velocity, alpha=-sgd.learning_rate)
+        finite = x.sum(-1).isfinite()
+        if bool(finite.all()):
+            self.x[rows] = x
+            if self._velocity is not None:
+                self._velocity[rows] = velocity
+            return []
+        self.x[rows[finite]] = x[finite]
+        if self._velocity is not None:
+            velocity[~finite] = 0
+            self._velocity[rows] = velocity
+        return [peer for (peer, _), good in zip(chunk, finite.tolist(), strict=True) if not good]
+
+    def _train_alone(self, chunk: list[tuple[int, int]]) -> list[int]:
+        """The same for any optimiser, one peer after the other."""
+        kernel, diverged = self._kernel(), []
+        for peer, steps in chunk:
+            row = self.x[peer : peer + 1]
+            before = row.clone()
+            gradient = self._gradients[peer : peer + 1]
+            for _ in range(steps):
+                inputs, targets = self._samples.at(self._parts[peer][self._orders[peer].next_indices()])
+                kernel.accumulate(row, inputs[None], targets[None], gradient)
+                self._optimisers[peer].step()
+            if not bool(row.sum().isfinite()):
+                row.copy_(before)
+                diverged.append(peer)
+        return diverged
+
+    def _kernel(self) -> Kernel:
+        """Of this thread."""
+        found: Kernel | None = getattr(self._kernels, "kernel", None)
+        if found is None:
+            module = copy.deepcopy(self._module).train()
+            found = kernel_for(self.spec, module) or FunctionalKernel(self.spec, module)
+            self._kernels.kernel = found
+        return found
+
+    def _frozen_places(self, module: torch.nn.Module) -> list[tuple[int, int]]:
+        """Begin and end of the parameters that are not trained."""
+        places, offset = [], 0
+        for parameter in module.parameters():
+            if not parameter.requires_grad:
+                places.append((offset, offset + parameter.numel()))
+            offset += parameter.numel()
+        return places
+
+    def _prepare_optimiser(self) -> None:
+        asked = self.spec.optimiser([torch.nn.Parameter(torch.zeros(1))])
+        if isinstance(asked, Sgd) and not self._frozen:
+            self._sgd = asked
+            if asked.momentum:
+                self._velocity = torch.zeros(len(self._parts), self.parameter_count, device=self._device)
+            return
+        self._gradients = torch.zeros(len(self._parts), self.parameter_count, device=self._device)
+        ends = [0, *(end for pair in self._frozen for end in pair), self.parameter_count]
+        stretches = [(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if a < b]
+        for row, gradient in zip(self.x, self._gradients, strict=True):
+            parameters = []
+            for start, stop in stretches:
+                parameter = torch.nn.Parameter(row[start:stop])
+                parameter.grad = gradient[start:stop]
+                parameters.append(parameter)
+            own = self.spec.optimiser(parameters)
+            if isinstance(own, Sgd):
+                own = torch.optim.SGD(
+                    parameters, lr=own.learning_rate, momentum=own.momentum, weight_decay=own.weight_decay
+                )
+            if not isinstance(own, torch.optim.Optimizer):
+                raise UserError(
+                    f"optimiser() of the model {self.spec.name!r} gave a {type(own).__name__}; return a "
+                    "torch.optim.Optimizer or a gossipml.models.spec.Sgd"
+                )
+            self._optimisers.append(own)
+
+    def _finds_draws(self) -> bool:
+        """Whether training draws random numbers (dropout): then one thread trains, or the order would be random."""
+        before = torch.get_rng_state()
+        inputs, targets = self._samples.at(self._parts[0][:1].repeat(2))  # two: batch norm wants more than one
+        gradient = self.first.new_empty(1, self.parameter_count)
+        self._kernel().accumulate(self.first.clone()[None], inputs[None], targets[None], gradient)
+        draws = not torch.equal(before, torch.get_rng_state())
+        torch.set_rng_state(before)
+        return draws
+
+    def _values_a_sample(self) -> int:
+        inputs, _ = self._samples.at(self._parts[0][:1])
+        return inputs.numel()
