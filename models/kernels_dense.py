@@ -124,6 +124,7 @@ class _Linear:
         self._has_bias = layer.bias is not None
         self._offset = offset
         self._room = _Room()
+        self._ones = torch.empty(1, 0)
         self.first = False
 
     def bind(self, vectors: torch.Tensor, gradients: torch.Tensor) -> None:
@@ -139,6 +140,8 @@ class _Linear:
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._x = x
+        if self._ones.shape[1] != x.shape[-2] or self._ones.device != x.device:
+            self._ones = x.new_ones(1, x.shape[-2])
         y = self._room.of("y", (*x.shape[:-1], self._outputs), x)
         one = x.dim() == 2
         if self._has_bias:
@@ -150,10 +153,9 @@ class _Linear:
         gradient, across = self._weight_gradient, self._x.transpose(-1, -2)
         (torch.addmm if one else torch.baddbmm)(gradient, across, d, beta=keep, out=gradient)
         if self._has_bias:
-            if keep:
-                self._bias_gradient.mul_(keep).add_(d.sum(-2, keepdim=True))
-            else:
-                torch.sum(d, -2, keepdim=True, out=self._bias_gradient)
+            # As a product with ones: adding up the rows takes three times as long.
+            gradient, across = self._bias_gradient, self._ones.expand(*d.shape[:-2], 1, -1)
+            (torch.addmm if one else torch.baddbmm)(gradient, across, d, beta=keep, out=gradient)
         if self.first:
             return d  # nobody asks for the gradient of the samples
         out = self._room.of("d", self._x.shape, d)
