@@ -75,6 +75,12 @@ class PeerConfig:
     """When to train, for example `mon-fri 18:00-07:00`, in local time; empty: always. See gossipml.daemon.schedule."""
     nice: int = 10
     """Of the training process: others come first, and predictions keep their latency."""
+    audit: bool = True
+    """Record every prediction in HOME/audit.sqlite."""
+    audit_inputs: bool = False
+    """Record the inputs of predictions themselves, not only their digests."""
+    audit_days: float = 90.0
+    """How long records are kept, at least (guess)."""
 
     def __post_init__(self) -> None:
         index, parts = self.part
@@ -100,6 +106,8 @@ class PeerConfig:
             raise UserError(f"pause on load {self.pause_on_load:g} is not from 0 to 100 % of the CPU; 0 means never")
         if not 0 <= self.nice <= MAX_NICE:
             raise UserError(f"nice {self.nice} is not between 0 and {MAX_NICE}; more is nicer to others")
+        if self.audit_days <= 0:
+            raise UserError(f"audit days {self.audit_days:g} is not above 0; --no-audit records nothing")
         if len(self.name) > MAX_NAME or not self.name.isprintable():
             raise UserError(f"the name has {len(self.name)} characters; at most {MAX_NAME} printable ones")
 
@@ -194,11 +202,11 @@ def _convert(name: str, value: object) -> object:
             return _number(name, value, int)
         case "pause_on_load" if isinstance(value, str):
             return _number(name, value.strip().removesuffix("%").rstrip(), float)
-        case "target_accuracy" | "publish_seconds" | "pause_on_load":
+        case "target_accuracy" | "publish_seconds" | "pause_on_load" | "audit_days":
             return _number(name, value, float)
         case "quota" | "upload_rate":
             return parse_size(value, what=name.replace("_", "-"))
-        case "train" | "lan" | "pause_on_battery":
+        case "train" | "lan" | "pause_on_battery" | "audit" | "audit_inputs":
             return _switch(name, value)
         case _:
             if not isinstance(value, str):

@@ -121,6 +121,23 @@ class PredictAnswer:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """A prediction that was asked for over HTTP, for the audit log."""
+
+    route: str
+    """The path."""
+    model: str
+    status: int
+    seconds: float
+    given: bytes
+    """The query or the body."""
+    answer: bytes
+    """The body of the answer, or the sentence of a refusal."""
+    head: int
+    """Bytes of the answer that are JSON."""
+
+
+@dataclass(frozen=True)
 class Metric:
     """One sample for Prometheus. All samples of one name carry the same kind and help."""
 
@@ -231,6 +248,9 @@ class Node(Protocol):
         NotReady, Overloaded, RemoteError when another peer was asked and failed. The time limit is the caller's, so
         it may be cancelled.
         """
+
+    def record(self, prediction: Prediction) -> None:
+        """Be told of a prediction, answered or refused; returns at once."""
 
     def subscribe(self) -> AbstractContextManager[AsyncIterator[Event]]:
         """Events from now on, until the block is left; see `gossipml.api.broadcast`. Raises Overloaded when too

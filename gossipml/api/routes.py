@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from gossipml import __version__
 from gossipml.api import openapi, page, prometheus, strict_json, tensors
 from gossipml.api.answers import Refusal, json_response
+from gossipml.api.audit import audited
 from gossipml.api.event_stream import EventStream
 from gossipml.api.guard import Guard, GuardRules, check_token, headers_of
 from gossipml.api.ports import (
@@ -105,6 +106,8 @@ class Endpoint:
             check_token(headers_of(request.scope), self._rules, request.scope["server"][1])
             return await answer(request)
 
+        if operation.answer in ("Prediction", "InferAnswer"):
+            return audited(answer, self._node)
         return with_token if operation.changes else answer
 
     # Pages, probes, status

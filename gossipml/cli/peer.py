@@ -72,6 +72,14 @@ def start(
         str | None, typer.Option(help="When to train: 22:00-06:00, or mon-fri 18:00-07:00, sat-sun 00:00-24:00.")
     ] = None,
     nice: Annotated[int | None, typer.Option(help="How nice training is to other programs, 0 to 19 [10].")] = None,
+    audit: Annotated[
+        bool | None, typer.Option("--audit/--no-audit", help="Record every prediction, see `gossipml audit` [yes].")
+    ] = None,
+    audit_inputs: Annotated[
+        bool | None,
+        typer.Option("--audit-inputs/--no-audit-inputs", help="Record inputs too, not only their digests [no]."),
+    ] = None,
+    audit_days: Annotated[float | None, typer.Option(help="Days for which records are kept [90].")] = None,
 ) -> None:
     """Run an equal peer of a network, in the foreground, until it is stopped.
 
@@ -107,6 +115,9 @@ def start(
         "pause_on_load": pause_on_load,
         "schedule": schedule,
         "nice": nice,
+        "audit": audit,
+        "audit_inputs": audit_inputs,
+        "audit_days": audit_days,
     }
     config = load_config(home.path, options, os.environ)
     run_peer(home, config, _offered_token(join), verbose=context.obj.verbose)

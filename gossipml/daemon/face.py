@@ -21,6 +21,7 @@ from gossipml.api.ports import (
     NotReady,
     Overloaded,
     PredictAnswer,
+    Prediction,
     PredictRequest,
     Tensor,
     TensorInputs,
@@ -28,6 +29,7 @@ from gossipml.api.ports import (
     UnknownModel,
 )
 from gossipml.config import PeerConfig
+from gossipml.daemon.audit import Audit
 from gossipml.daemon.follower import Follower
 from gossipml.daemon.history import History
 from gossipml.daemon.learner import Progress
@@ -65,6 +67,8 @@ class Face:
         """Known once the worker has loaded model and data."""
         self.events = Broadcast()
         self.library = LibraryFace(node)
+        self.audit: Audit | None = None
+        """Set where predictions are recorded."""
         self._history = History()
         self._begun = node.env.clock.now()
         self._waiting = 0
@@ -201,6 +205,10 @@ class Face:
         )
 
     # Models and predictions
+
+    def record(self, prediction: Prediction) -> None:
+        if self.audit is not None:
+            self.audit.record(prediction)
 
     def models(self) -> Sequence[ModelCard]:
         trainer, about = self.node.learner.trainer, self.about

@@ -16,6 +16,7 @@ import trio
 
 from gossipml.api.server import ApiConfig, serve
 from gossipml.config import PeerConfig, with_full_paths, write_config
+from gossipml.daemon.audit import Audit, AuditConfig
 from gossipml.daemon.face import About, Face
 from gossipml.daemon.home import Home, RunInfo, join
 from gossipml.daemon.idle import IdleConfig
@@ -142,12 +143,23 @@ async def _run(
     )
     face = Face(node, config)
 
+    if config.audit:
+        face.audit = Audit(home.path, env.clock, AuditConfig(inputs=config.audit_inputs, days=config.audit_days))
+
+    @asynccontextmanager
+    async def recording() -> AsyncIterator[None]:
+        if face.audit is None:
+            yield
+            return
+        async with node.supervisor.running("audit", face.audit.run):
+            yield
+
     async def endpoint(*, task_status: trio.TaskStatus[object]) -> None:
         await serve(face, api, task_status=task_status)
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         try:
-            async with node.running(), node.supervisor.running("api", endpoint) as bound:
+            async with node.running(), recording(), node.supervisor.running("api", endpoint) as bound:
                 face.api = bound
                 if new or not token.addresses:
                     home.keep_token(renewed(token, credentials.membership).with_addresses(node.addresses))

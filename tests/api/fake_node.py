@@ -21,6 +21,7 @@ from gossipml.api.ports import (
     Metric,
     ModelCard,
     PredictAnswer,
+    Prediction,
     PredictRequest,
     Tensor,
     TensorInputs,
@@ -103,6 +104,7 @@ class FakeNode:
     """What every prediction waits for."""
     peer_rows: list[dict[str, JSON]] = field(default_factory=list)
     paused: bool = False
+    recorded: list[Prediction] = field(default_factory=list)
     broadcast: Broadcast = field(default_factory=Broadcast)
     library: FakeLibrary = field(default_factory=FakeLibrary)
 
@@ -120,6 +122,9 @@ class FakeNode:
 
     def history(self) -> list[dict[str, JSON]]:
         return [{"uptime": 0.5, "round": 1, "loss": 2.0, "accuracy": None}]
+
+    def record(self, prediction: Prediction) -> None:
+        self.recorded.append(prediction)
 
     async def pause(self) -> str:
         self.paused = True

@@ -551,3 +551,25 @@ async def test_head_of_the_events_ends_at_once() -> None:
     stream = Stream(FakeNode())
     await stream.run("HEAD")
     assert (stream.head["status"], stream.told) == (200, [b""])
+
+
+# What is recorded
+
+
+async def test_every_prediction_is_recorded_answered_or_refused() -> None:
+    node = FakeNode()
+    asker = client(node)
+    answer = await asker.get("/predict/xor?a=0&b=1")
+    await asker.post("/predict/xor", [1, 1])
+    await asker.get("/predict/xor?a=x")
+    await asker.get("/predict/none?a=0")
+    await asker.get("/healthz")
+    told = [(p.route, p.model, p.status, p.given) for p in node.recorded]
+    assert told == [
+        ("/predict/xor", "xor", 200, b"a=0&b=1"),
+        ("/predict/xor", "xor", 200, b"[1, 1]"),
+        ("/predict/xor", "xor", 400, b"a=x"),
+        ("/predict/none", "none", 404, b"a=0"),
+    ]
+    assert node.recorded[0].answer == answer.body
+    assert b"there is no model" in node.recorded[3].answer
