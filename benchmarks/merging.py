@@ -6,7 +6,7 @@
 All peers live in one tensor (peers, parameters) and train a perceptron with one hidden layer: STEPS local steps of
 SGD with momentum a round, then an exchange with `--receivers` random others, by the functions that a daemon
 calls. Rounds are synchronous and nothing is lost. Accuracy is on the common test part, of the peers' own
-parameters: mean over peers, the worst peer, and the average of all models. The docs (docs/merging-and-compression.md)
+parameters: mean over peers, the worst peer, and the average of all models. The docs (docs/choosing.md)
 show its tables. Takes some minutes.
 """
 

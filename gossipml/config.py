@@ -65,6 +65,10 @@ class PeerConfig:
     """Bytes per second for uploads of models; 0 for no limit."""
     protocol: str = "push"
     """How models are exchanged (`gossipml.peer.protocols`); push is epidemic learning with 4 receivers."""
+    merge: str = "clipping"
+    """How incoming models are merged with ours (`gossipml.models.merge_rules`)."""
+    compression: str = "int8"
+    """In which form models are sent (`gossipml.models.compression`); auto: what each link carries."""
     publish_seconds: float = 300.0
     """A trainer publishes at most this often, and when its model improved (guess)."""
     pause_on_battery: bool = False

@@ -27,6 +27,7 @@ Left out: entropy coding.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -112,9 +113,11 @@ def parse_choice(text: str) -> Form | None:
     head, dash, rest = text.partition("-")
     match = _NAME.fullmatch(ALIASES.get(head, head) + dash + rest)
     if match is None or match[3] or match[5]:
+        near = difflib.get_close_matches(head, ("auto", *ENCODINGS, *ALIASES), n=1, cutoff=0.5)
+        hint = f" did you mean {near[0] + dash + rest!r}?" if near and near[0] != head else ""
         raise UserError(
-            f"there is no compression {text!r}; choose auto, {', '.join(ENCODINGS)}, or one of these with -top10 "
-            "(the 10 % that matter most) or -of8 (eight fragments in turn)"
+            f"there is no compression {text[:60]!r};{hint} choose auto, {', '.join(ENCODINGS)}, or one of these with "
+            "-top10 (the 10 % that matter most) or -of8 (eight fragments in turn)"
         )
     try:
         return _form(match)

@@ -2,7 +2,7 @@
 
 A peer that trains for T seconds a round and pushes to s receivers one after the other can spend T / s on each; then
 training takes about as long as sending. A fast link gets int8 (finer forms gain nothing: see
-docs/merging-and-compression.md), a slower one int4, then the parameters that moved most.
+docs/choosing.md), a slower one int4, then the parameters that moved most.
 
 A link goes down the ladder at once, and up only when the finer form would take half of the time, so that a bandwidth
 that wavers around a limit does not change the form with every send. A peer that reads slowly on purpose makes us
@@ -23,26 +23,7 @@ LADDER: Final = (
 """From fine to coarse: 1.02, 0.53, 0.38, 0.23, 0.15, 0.03 bytes a parameter. int4 with residual, top-k with reference
 (`feedback`). Measured with 16 peers, digits and MNIST, dirichlet:0.1; at equal bytes top-k beats fragments."""
 
-MEMORY: Final = 0.8  # of what was measured before, at each send: some five sends (guess)
 RESERVE: Final = 0.5  # of the time, before a finer form is tried
-
-
-class Bandwidth:
-    """Bytes a second of one link, from what its sends took; long ones count for more than short ones."""
-
-    def __init__(self) -> None:
-        self._bytes = self._seconds = 0.0
-
-    def learn(self, size: int, seconds: float) -> None:
-        """A body of `size` bytes left in that time. Nothing is learnt from a clock that stood still."""
-        if size > 0 and seconds > 0:
-            self._bytes = MEMORY * self._bytes + size
-            self._seconds = MEMORY * self._seconds + seconds
-
-    @property
-    def estimate(self) -> float | None:
-        """None before the first send."""
-        return self._bytes / self._seconds if self._seconds else None
 
 
 def choose(bandwidth: float | None, seconds: float, n: int, *, exact: int = 0, now: Form | None = None) -> Form:

@@ -19,28 +19,31 @@ from gossipml.errors import UserError
 
 A: TypeAlias = Any  # a numpy array or a torch tensor: only operators that both have are used
 
-FACTOR = 3.0  # medians that an honest neighbour may be away (guess; a liar moves us no further)
+FACTOR = 1.5  # medians that a neighbour may be away to be merged whole; measured: see `merger`
 WINDOW = 31  # exchanges remembered: some ten rounds of three neighbours; half of them must lie to move the median
 LEARNT = 5  # before so many exchanges the bound is our own norm
 FLOOR = 0.01  # of our own norm: merged whole however close the neighbours were, or a network at rest stays there
 
 
 class ClippingBound:
-    """The learnt bound on the norm of m - x: FACTOR times the median of the last WINDOW norms."""
+    """The learnt bound on the norm of m - x: `factor` times the median of the last WINDOW norms.
 
-    def __init__(self, norms: list[float] | None = None) -> None:
-        self._norms: deque[float] = deque(norms or [], maxlen=WINDOW)
+    Not kept over a restart: who comes back is further away than usual, and shall catch up at once.
+    """
+
+    def __init__(self, factor: float = FACTOR) -> None:
+        self._factor = factor
+        self._norms: deque[float] = deque(maxlen=WINDOW)
 
     @property
-    def norms(self) -> list[float]:
-        """What to save; the constructor takes it back."""
-        return list(self._norms)
+    def usual(self) -> float | None:
+        """The median distance; None before LEARNT exchanges."""
+        return statistics.median(self._norms) if len(self._norms) >= LEARNT else None
 
     def bound(self, own_norm: float) -> float:
         """The largest difference that is merged whole. `own_norm` serves until enough has been seen."""
-        if len(self._norms) < LEARNT:
-            return own_norm
-        return max(FACTOR * statistics.median(self._norms), FLOOR * own_norm)
+        usual = self.usual
+        return own_norm if usual is None else max(self._factor * usual, FLOOR * own_norm)
 
     def learn(self, norm: float) -> None:
         """Remember the norm of a difference, as it was before clipping."""

@@ -11,7 +11,7 @@ instead of answering without a guarantee.
 | `centred_clipping` (Karimireddy, He, Jaggi 2021; one's own centre: He, Karimireddy, Jaggi 2022) | - | move the result by 2 f / K times the bound, each iteration |
 
 Peers with uneven data are honestly far apart: there medians and Krum drop the rare classes that only few peers
-know, and clipping costs least (docs/merging-and-compression.md). Left out: geometric median, bucketing before the
+know, and clipping costs least (docs/choosing.md). Left out: geometric median, bucketing before the
 rule (Karimireddy, He, Jaggi 2022), stacks whose K differs from peer to peer.
 """  # noqa: E501 a table row is one line
 

@@ -18,7 +18,6 @@ from gossipml.models.trainer import Layout
 
 FORMAT = "gossipml-state-1"
 MAX_HEADER = 1 << 20  # names of 10,000 optimiser tensors
-MAX_NORMS = 1024
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ class Progress:
     rounds_alone: int
     order: str
     optimiser: str
-    clipping: list[float]
 
 
 def pack(tensors: dict[str, torch.Tensor], progress: Progress) -> bytes:
@@ -59,9 +57,8 @@ def unpack(data: bytes, layout: Layout) -> tuple[dict[str, torch.Tensor], Progre
             rounds_alone=int(fields["rounds_alone"]),
             order=str(fields["order"]),
             optimiser=str(fields["optimiser"]),
-            clipping=[float(length) for length in fields["clipping"][:MAX_NORMS]],
         )
-        if progress.steps < 0 or not all(0 <= length < math.inf for length in progress.clipping):
+        if progress.steps < 0:
             raise ValueError("its counters are out of range")
         if (progress.model, progress.digest) == (layout.model, layout.digest):
             tensors = load(data)

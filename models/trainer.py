@@ -6,6 +6,7 @@ small numpy model on the virtual clock. The daemon itself never imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -48,6 +49,8 @@ class MergeReport:
     """Why it was refused, in a few words; empty when applied."""
     distance: float
     """L2 norm of the difference between the update and our parameters, before clipping."""
+    fault: bool = False
+    """Refused for what no honest peer sends."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,10 @@ class Trainer(Protocol):
     async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> MergeReport:
         """x <- (1 - weight) x + weight m, after checking that m is finite and clipping m - x; where m holds a part of
         the parameters, the others stay, and the distance is what it would be were they as far away."""
+
+    async def merge_together(self, updates: Sequence[tuple[bytes | bytearray, str]]) -> list[MergeReport]:
+        """The merge of our parameters and all of these (body, encoding), for rules that compare models; a report for
+        each. Whole models only."""
 
     async def evaluate(self) -> Evaluation | None:
         """How good the served parameters are; chooses which are served. None without data."""

@@ -16,26 +16,31 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Generator
-from typing import TypeVar
+from collections.abc import Generator, Sequence
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gossipml.errors import RemoteError, UserError
 from gossipml.models import published, state
+from gossipml.models.averaging import coordinates_of
 from gossipml.models.batches import Samples, ShuffledOrder
-from gossipml.models.compression import pack_into, packed_size, parse_form, unpack_into
+from gossipml.models.compression import Form, packed_size, parse_form, unpack_into
 from gossipml.models.dataset import LocalData, Targets
+from gossipml.models.feedback import Outgoing
 from gossipml.models.flat import build_flat
 from gossipml.models.kernels import ModuleKernel, kernel_for
-from gossipml.models.merging import ClippingBound, check_weight, clipping_factor
+from gossipml.models.merge_rules import MergeRule, parse_merge
+from gossipml.models.merger import Merger
 from gossipml.models.optimise import make_optimiser
 from gossipml.models.serving import Answering
 from gossipml.models.spec import Spec
 from gossipml.models.trainer import Evaluation, Export, Layout, MergeReport
 
 T = TypeVar("T")
+Body: TypeAlias = bytes | bytearray | memoryview
 
 MERGE_SHARE = 0.15  # of x in the average at each merge: two rounds of three neighbours; 0.05 to 0.25 are alike
 ALONE_SHARE = 0.3  # the same once a round in which nothing was merged: a peer alone averages its own last rounds
@@ -47,7 +52,14 @@ class LocalTrainer:
     """A model, its optimiser and its data. Not thread-safe."""
 
     def __init__(
-        self, spec: Spec, data: LocalData, *, network_id: bytes, seed: int, device: torch.device | None = None
+        self,
+        spec: Spec,
+        data: LocalData,
+        *,
+        network_id: bytes,
+        seed: int,
+        device: torch.device | None = None,
+        merge: MergeRule | None = None,
     ) -> None:
         self._device = device or torch.device("cpu")
         self._spec = spec
@@ -63,7 +75,8 @@ class LocalTrainer:
         self._order = ShuffledOrder(len(self._train), spec.batch, seed)
         self._unevenness = _distance_of_classes(data.train.targets, data.test.targets)
         self._incoming = np.empty(self.layout.size, dtype=np.float32)
-        self._clipping = ClippingBound()
+        self._merger = Merger(merge or parse_merge("clipping"), coordinates_of(self._flat.module))
+        self._outgoing = Outgoing(self._x.cpu().numpy(), exact=self.layout.buffers)
         self._serve_average = True
         self._rounds_alone = ALONE_ROUNDS
         self.steps = 0
@@ -136,7 +149,7 @@ class LocalTrainer:
 
     def snapshot_into(self, encoding: str, out: memoryview) -> int:
         """Writes the encoded parameters; how many bytes."""
-        return pack_into(parse_form(encoding), self._x.cpu().numpy(), out, exact=self.layout.buffers)
+        return self._outgoing.pack_into(parse_form(encoding), self._x.cpu().numpy(), out)
 
     def snapshot_size(self, encoding: str) -> int:
         return packed_size(parse_form(encoding), self.layout.size, self.layout.buffers)
@@ -146,28 +159,48 @@ class LocalTrainer:
         self.snapshot_into(encoding, memoryview(out))
         return bytes(out)
 
-    def merge(self, update: bytes | bytearray | memoryview, encoding: str, weight: float) -> MergeReport:
-        """x <- x + weight * clip(m - x), or the reason why not. Where m holds a part of the parameters, m - x is zero
-        in the others; its length is taken as if they were as far away."""
-        check_weight(weight)
+    def merge(self, update: Body, encoding: str, weight: float) -> MergeReport:
+        """x <- (1 - weight) x + weight m by the rule (`merger`), or the reason why not."""
         try:
             form = parse_form(encoding)
-            if form.share < 1.0:
-                self._incoming[:] = self._x.cpu().numpy()
-            unpack_into(form, update, self._incoming, exact=self.layout.buffers)
+            self._read_body(form, update, self._incoming)
         except RemoteError as error:
-            return MergeReport(False, str(error), 0.0)
-        own_norm = _norm(self._x)
-        if not math.isfinite(own_norm):
-            return MergeReport(False, "our own parameters are not finite until the round ends", 0.0)
-        difference = torch.from_numpy(self._incoming).to(self._device).sub_(self._x)
-        distance = _norm(difference) / math.sqrt(form.share)
-        share = clipping_factor(distance, self._clipping.bound(own_norm))
-        self._clipping.learn(distance)
-        self._x.add_(difference, alpha=weight * share)
-        self._average.lerp_(self._x, MERGE_SHARE * form.share)
-        self._rounds_alone = 0
-        return MergeReport(True, "", distance)
+            return MergeReport(False, str(error), 0.0, fault=True)
+        incoming = torch.from_numpy(self._incoming).to(self._device)
+        report = self._merger.take(self._x, incoming, weight, form.share)
+        if report.applied:
+            self._moved(MERGE_SHARE * form.share)
+        return report
+
+    def merge_together(self, updates: Sequence[tuple[Body, str]]) -> list[MergeReport]:
+        """One merge of all of them, as the rule says; a report for each."""
+        read: list[MergeReport | None] = []
+        models: list[torch.Tensor] = []
+        for update, encoding in updates:
+            incoming = np.empty(self.layout.size, dtype=np.float32)
+            try:
+                self._read_body(parse_form(encoding), update, incoming)
+            except RemoteError as error:
+                read.append(MergeReport(False, str(error), 0.0, fault=True))
+            else:
+                read.append(None)
+                models.append(torch.from_numpy(incoming).to(self._device))
+        merged = iter(self._merger.take_together(self._x, models))
+        reports = [report or next(merged) for report in read]
+        self._moved(1.0 - (1.0 - MERGE_SHARE) ** sum(report.applied for report in reports))
+        return reports
+
+    def _read_body(self, form: Form, body: Body, out: NDArray[np.float32]) -> None:
+        """The model of a body; where it holds nothing, our own. RemoteError when it is none."""
+        if form.share < 1.0:
+            out[:] = self._x.cpu().numpy()
+        unpack_into(form, body, out, exact=self.layout.buffers)
+
+    def _moved(self, share: float) -> None:
+        """There was a merge; it counts `share` in the average."""
+        if share:
+            self._average.lerp_(self._x, share)
+            self._rounds_alone = 0
 
     # Evaluation and prediction
 
@@ -237,7 +270,7 @@ class LocalTrainer:
         self._x.copy_(vector)
         self._average.copy_(vector)
         self._optimiser.reset()
-        self._clipping = ClippingBound()  # how far neighbours were from the former parameters says nothing of these
+        self._is_another()
         self._serve_average = True
         self._rounds_alone = 0
 
@@ -265,7 +298,6 @@ class LocalTrainer:
                 rounds_alone=self._rounds_alone,
                 order=self._order.save(),
                 optimiser=optimiser,
-                clipping=self._clipping.norms,
             ),
         )
 
@@ -291,15 +323,15 @@ class LocalTrainer:
         self._order = order
         self._x.copy_(tensors["parameters"])
         self._average.copy_(tensors["average"])
-        self._clipping = ClippingBound(progress.clipping)
+        self._is_another()
         self._serve_average = progress.serve_average
         self._rounds_alone = progress.rounds_alone
         self.steps = progress.steps
 
-
-def _norm(vector: torch.Tensor) -> float:
-    """L2 norm; as a dot product a tenth of what squaring and adding up takes."""
-    return math.sqrt(float(torch.dot(vector, vector)))
+    def _is_another(self) -> None:
+        """The parameters are not what they were: nothing that was learnt of neighbours, or sent, speaks of them."""
+        self._merger.forget()
+        self._outgoing.begin(self._x.cpu().numpy())
 
 
 def _finish(job: Generator[None, None, T]) -> T:

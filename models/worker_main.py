@@ -19,12 +19,14 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from gossipml import codec
 from gossipml.errors import GossipmlError, LocalError, UserError
 from gossipml.models.data import LocalData, load_source, prepare, take_part
+from gossipml.models.merge_rules import MergeRule, parse_merge
 from gossipml.models.partition import Part, Rule, parse_part, parse_rule
 from gossipml.models.registry import load_spec
 from gossipml.models.spec import Spec, TensorSpec, adapts, picture_shape
@@ -41,6 +43,7 @@ MAX_NICE = 19  # of POSIX
 READ = 1 << 16
 PIPE = 1 << 19  # bytes: the answer to a round, with its snapshot, is written without waiting for the daemon to read
 MAX_THREADS = 1024
+MAX_TOGETHER = 1 << 12  # models of one merge: more than twice the liars that a rule may be given
 
 Fields = dict[str, codec.Value]
 Reply = dict[str, object]
@@ -146,6 +149,8 @@ class _Worker:
                     self._answer(request, self._snapshot(codec.get_str(fields, "encoding")))
                 case "merge":
                     self._answer(request, self._merge(fields))
+                case "merge together":
+                    self._answer(request, self._merge_together(fields))
                 case "evaluate" | "score" if not self._trains:
                     self._answer(request, {})
                 case "evaluate":
@@ -206,7 +211,8 @@ class _Worker:
         network = codec.get_bytes(fields, "network")
         device = codec.get_str(fields, "device")
         local = local if self._trains else None
-        self._model, where = _make_model(spec, local, network, seed * 1_000_003 + part.index, threads, device)
+        merge = parse_merge(codec.get_str(fields, "merge"))
+        self._model, where = _make_model(spec, local, network, seed * 1_000_003 + part.index, threads, device, merge)
         layout = self._model.layout
         return {
             "layout": {
@@ -240,7 +246,17 @@ class _Worker:
     def _merge(self, fields: Fields) -> Reply:
         update = self._inbox.for_reading(codec.get_int(fields, "size"))
         report = self.trainer.merge(update, codec.get_str(fields, "encoding"), codec.get_float(fields, "weight"))
-        return {"applied": report.applied, "reason": report.reason, "distance": report.distance}
+        return asdict(report)
+
+    def _merge_together(self, fields: Fields) -> Reply:
+        encodings = codec.get_list(fields, "encodings", limit=MAX_TOGETHER)
+        ends = list(accumulate(int(str(size)) for size in codec.get_list(fields, "sizes", limit=MAX_TOGETHER)))
+        bodies = self._inbox.for_reading(codec.get_int(fields, "size"))
+        updates = [
+            (bodies[start:end], str(encoding))
+            for start, end, encoding in zip([0, *ends], ends, encodings, strict=False)
+        ]
+        return {"reports": [asdict(report) for report in self.trainer.merge_together(updates)]}
 
     def _choose(self) -> Job:
         self._chosen = yield from self.trainer.choosing()
@@ -296,7 +312,13 @@ def _load_part(spec: Spec, source: str, rule: Rule, part: Part, seed: int) -> tu
 
 
 def _make_model(
-    spec: Spec, local: LocalData | None, network: bytes, seed: int, threads: int, device: str
+    spec: Spec,
+    local: LocalData | None,
+    network: bytes,
+    seed: int,
+    threads: int,
+    device: str,
+    merge: MergeRule,
 ) -> tuple[LocalTrainer | ServedModel, str]:
     """In training on `local`; without data one that only serves."""
     import torch
@@ -309,7 +331,7 @@ def _make_model(
     where = _choose_device(device)
     if local is None:
         return ServedModel(spec, network_id=network, device=where), str(where)
-    return LocalTrainer(spec, local, network_id=network, seed=seed, device=where), str(where)
+    return LocalTrainer(spec, local, network_id=network, seed=seed, device=where, merge=merge), str(where)
 
 
 def _choose_device(device: str) -> torch.device:

@@ -31,6 +31,8 @@ class AgeConfig:
     rumour reaches 100 peers with 4 receivers (guess)."""
     isolated_least: float = 0.25
     """Our own model never counts less than this share of its age: its data are still in nobody else's."""
+    equal: bool = False
+    """Whether all models count the same in the mean of a round, whatever their ages."""
     claims: int = 256
     """Claims remembered; bounds memory and the cost of a median."""
 
@@ -54,13 +56,13 @@ class Ages:
         self._merged: dict[PeerId, float] = {}  # models of each sender in this round, parts as what they are of one
         self._heard: frozenset[PeerId] = frozenset()  # senders merged in the round before; asked only whether in it
         self._faded = 1.0  # what our own age counts for after isolation
-        self._mass = self.own + 1.0  # of our own model in this round's mean ...
+        self._mass = self._own_mass()  # of our own model in this round's mean ...
         self._added: dict[str, float] = {}  # ... and of what was merged: everywhere, and in each fragment
 
     def restore(self, age: float) -> None:
         """Our model is another one now, of this age."""
         self.own = min(max(age, 0.0), MAX_AGE)
-        self._mass, self._added = self.own + 1.0, {}
+        self._mass, self._added = self._own_mass(), {}
 
     def trained(self, samples: int) -> None:
         self.own = min(self.own + max(samples, 0), MAX_AGE)
@@ -72,7 +74,7 @@ class Ages:
         self._heard, self._merged = frozenset(self._merged), {}
         self._round += 1
         self._faded = max(self.config.isolated_least, 0.5 ** (max(0, self._alone - 1) / self.config.half_life))
-        self._mass, self._added = (self.own + 1.0) * self._faded, {}
+        self._mass, self._added = self._own_mass() * self._faded, {}
 
     def heard(self, peer: PeerId) -> bool:
         """Whether a model of the peer was merged in the round before this one."""
@@ -131,7 +133,7 @@ class Ages:
     def weight_of_two(self, sender: PeerId, age: float) -> float:
         """The share of an incoming model in the mean of it and ours, whatever else came in this round."""
         counted = self._counted(sender, age)
-        return counted / ((self.own + 1.0) * self._faded + counted)
+        return counted / (self._own_mass() * self._faded + counted)
 
     def merged(self, sender: PeerId, age: float, fragment: str = "", share: float = 1.0) -> None:
         """A model was taken in, or that share of its parameters: a fragment, or some here and there."""
@@ -142,4 +144,7 @@ class Ages:
 
     def _counted(self, sender: PeerId, age: float) -> float:
         """The n-th model of one sender within a round counts 1/n: a flood gains only the logarithm of its size."""
-        return (age + 1.0) / (self._merged.get(sender, 0.0) + 1.0)
+        return (1.0 if self.config.equal else age + 1.0) / (self._merged.get(sender, 0.0) + 1.0)
+
+    def _own_mass(self) -> float:
+        return 1.0 if self.config.equal else self.own + 1.0

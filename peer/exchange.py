@@ -7,17 +7,23 @@ parts, and at most `GossipConfig.incoming` bodies of others. Leaves out: streams
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import trio
 
-from gossipml.errors import GossipmlError, RemoteError
+from gossipml.errors import GossipmlError
 from gossipml.ids import PeerId, short_peer_id
-from gossipml.peer.gossip import Gossip, MergeDone, MergeFailed
-from gossipml.peer.learner import Learner, NotReady
+from gossipml.peer.gossip import Gossip, Merge, MergeDone, MergeFailed, MergeTogether
+from gossipml.peer.learner import Learner, MergeOutcome, NotReady
 from gossipml.peer.wire import Update
 
 log = logging.getLogger("gossipml.peer")
+
+
+Merged: TypeAlias = tuple[MergeDone | MergeFailed, Update | None]
+"""What came of an update, and its header where it was still held."""
 
 
 @dataclass(frozen=True)
@@ -88,22 +94,34 @@ class Exchange:
         """Keep a body until its merge."""
         self._bodies[sender] = (update, body)
 
-    async def merge(self, sender: PeerId, weight: float) -> tuple[MergeDone | MergeFailed | None, Update | None]:
-        """Merge the body held for the sender: what came of it, and the header it came with.
+    async def merge(self, action: Merge | MergeTogether) -> list[Merged]:
+        """Merge what is held for its senders: what came of each, and the header it came with.
 
-        The event is None when the learner was replaced meanwhile: gossip has already forgotten the update.
+        Nothing when the learner was replaced meanwhile: gossip has already forgotten the updates.
         """
-        update, body = self._bodies.pop(sender, (None, bytearray()))
+        senders = (action.sender,) if isinstance(action, Merge) else action.senders
+        held = {sender: self._bodies.pop(sender) for sender in senders if sender in self._bodies}
         learner = self._learner
-        if update is None or learner is None:
-            return MergeFailed(sender), update
-        try:
-            outcome = await learner.merge(body, update.encoding, weight)
-        except RemoteError as error:  # the body itself is no encoding of anything
-            return MergeDone(sender, False, str(error), 0.0), update
-        except GossipmlError as error:
-            log.warning("an update of %s could not be merged: %s", short_peer_id(sender), error)
-            return (MergeFailed(sender) if self._learner is learner else None), update
-        if self._learner is not learner:
-            return None, update
-        return MergeDone(sender, outcome.applied, outcome.reason, outcome.distance), update
+        outcomes: Sequence[MergeOutcome] = ()
+        if held and learner is not None:
+            try:
+                if isinstance(action, Merge):
+                    [(update, body)] = held.values()
+                    outcomes = [await learner.merge(body, update.encoding, action.weight)]
+                else:
+                    outcomes = await learner.merge_together([(body, update.encoding) for update, body in held.values()])
+            except GossipmlError as error:
+                names = ", ".join(short_peer_id(sender) for sender in held)
+                log.warning("what %s sent could not be merged: %s", names, error)
+            if self._learner is not learner:
+                return []
+        came = dict(zip(held, outcomes, strict=False))  # nothing came of any when the learner failed
+        return [
+            (
+                MergeDone(sender, outcome.applied, outcome.reason, outcome.distance, outcome.fault)
+                if (outcome := came.get(sender)) is not None
+                else MergeFailed(sender),
+                held[sender][0] if sender in held else None,
+            )
+            for sender in senders
+        ]

@@ -6,11 +6,12 @@ of samples behind them (Ormandi, Hegedus, Jelasity: Gossip learning with linear 
 the merges w_k = a_k / (mass + a_k), mass += a_k, make the exact mean of own and incoming models weighted by
 age, in whatever order they come. Nothing waits for an answer. When training is over the peer goes on averaging
 at a slower tick, so that stragglers and restarted peers catch up and the peers come to agree. That is the default;
-`gossipml.peer.protocols` has the others, which answer the same questions in other ways.
+`gossipml.peer.protocols` has the others, which answer the same questions in other ways. Rules that compare models
+(`GossipConfig.stack`) get one model of each sender at once, at the end of a round or as soon as there are enough.
 
 An update is judged by its header alone (`UpdateOffered`) before a byte of it is stored, and by its sender's
-record: see `gossipml.peer.conduct`. Ages are claims: see `gossipml.peer.ages`. Leaves out: compression, robust merging
-(the learner clips and checks the values).
+record: see `gossipml.peer.conduct`. Ages are claims: see `gossipml.peer.ages`. Leaves out: encoding and merging the
+values, which is the learner's.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from gossipml.peer.push_sum import Mass
 from gossipml.peer.view import Rng, View
 from gossipml.peer.wire import MAX_AGE, Update
 
+AUTO = "auto"  # the encoding that is chosen for each link
 BUSY = "busy"  # the one refusal that is everyday business
 
 
@@ -36,7 +38,10 @@ BUSY = "busy"  # the one refusal that is everyday business
 class GossipConfig:
     protocol: GossipProtocol = field(default_factory=GossipProtocol)
     encoding: str = "int8"
-    """Of what we send. Measured: int8 loses nothing against float32 at a quarter of the bytes."""
+    """Of what we send; AUTO: for each link the finest that it carries (`ModelFacts.choose`). Measured: int8 loses
+    nothing against float32 at a quarter of the bytes."""
+    stack: int = 0
+    """Models of others that the merge compares with ours, at least; 0: each is merged as it comes."""
     weight_least: float = 0.02
     """The exact mean holds for up to 49 equal models in a round; beyond, a window of about 50 models, so that a
     peer with long rounds still hears its neighbours."""
@@ -81,6 +86,9 @@ class ModelFacts:
     parameters: int
     body_length: Callable[[str], int | None]
     """Bytes of a body in an encoding; None for an encoding that is not known here."""
+    choose: Callable[[str, float | None, float], str] = lambda now, bandwidth, seconds: now
+    """For AUTO: the encoding of the next send over a link, from that of the last one ("" before the first), the
+    link's bytes a second (None before the first) and the seconds that a send may take."""
 
 
 # Events.
@@ -155,6 +163,8 @@ class MergeDone:
     applied: bool
     reason: str
     distance: float
+    fault: bool = True
+    """Refused for what no honest peer sends."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +291,13 @@ class Merge:
 
 
 @dataclass(frozen=True)
+class MergeTogether:
+    """Apply the bodies of all these senders at once; answer with MergeDone or MergeFailed for each."""
+
+    senders: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True)
 class Quarantine:
     """Have nothing to do with the peer until then."""
 
@@ -290,7 +307,7 @@ class Quarantine:
 
 
 Send: TypeAlias = SendUpdate | AskUpdate | ReplyUpdate
-Action: TypeAlias = Send | Accept | Refuse | Merge | Quarantine
+Action: TypeAlias = Send | Accept | Refuse | Merge | MergeTogether | Quarantine
 
 
 class Gossip:
@@ -304,14 +321,15 @@ class Gossip:
         self.round = 0
         self.facts: ModelFacts | None = None
         bounds = Bounds(self.config.weight_least, self.config.weight_most)
-        self.policy = Policy(self.config.protocol, view, self.ages, rng, bounds)
+        self.policy = Policy(self.config.protocol, view, self.ages, rng, bounds, whole=self.config.stack > 0)
         self.training = True
         self.version = 0
         """Grows when a model encoded before is too old to be sent again."""
         self._rng = rng
         self._reading: dict[PeerId, Incoming] = {}  # accepted, body under way
         self._waiting: dict[PeerId, Incoming] = {}  # body here, first come first merged
-        self._merging: PeerId | None = None
+        self._merging: set[PeerId] = set()
+        self._ripe = False  # what waits may be merged as soon as it is enough, for rules that compare
         self._sending: dict[PeerId, int] = {}
         self._answered: dict[PeerId, int] = {}  # sender -> version it was last answered with
         self._rounds: dict[PeerId, int] = {}  # what was claimed last, the latest speakers
@@ -336,7 +354,7 @@ class Gossip:
     @property
     def round_encoding(self) -> str:
         """How the model is to be encoded as a round ends; "" when it is not sent whole then, or not for certain."""
-        return self.config.encoding if self.policy.protocol.sends_rounds else ""
+        return self.config.encoding if self.policy.protocol.sends_rounds and self.config.encoding != AUTO else ""
 
     def expects(self, sender: PeerId) -> bool:
         """Whether the body of an accepted update of the sender is awaited."""
@@ -391,8 +409,8 @@ class Gossip:
                 self.training, self.round = True, round_
                 self.ages.trained(samples)
                 self._begin_round()
-                self._released = len(self._waiting) if self.policy.protocol.waits else 0
-                return self._next_merge(now) if self._released else self._push(now)
+                self._released = len(self._waiting) if self.policy.protocol.waits and self._is_enough() else 0
+                return self._next_merge(now) if self._released else [*self._push(now), *self._next_merge(now)]
             case TrainingFinished():
                 if self.training or self._tick_at is None:
                     self.training = False
@@ -412,7 +430,7 @@ class Gossip:
                 self.facts = None
                 self._reading.clear()
                 self._waiting.clear()
-                self._merging = None
+                self._merging.clear()
                 self._released = 0
                 return []
             case Misbehaved(peer, reason):
@@ -495,8 +513,8 @@ class Gossip:
         if stale:  # it needs ours more than we need its
             answer = self._answer(sender) if update.reply_wanted else []
             return [Refuse(sender, stale, fault=False), *answer]
-        held = len(self._reading) + len(self._waiting) + (self._merging is not None)
-        if held >= self._room(update.body_length) or self._has(sender):
+        held = len(self._reading) + len(self._waiting) + bool(self._merging) - (sender in self._waiting)
+        if held >= self._room(self.facts, update.body_length) or self._has(sender):
             return [Refuse(sender, BUSY, fault=False)]
         self._reading[sender] = Incoming(update, self.ages.credible(sender, update.age))
         return [Accept(sender)]
@@ -521,32 +539,51 @@ class Gossip:
             return f"age {update.age} is not between 0 and 2^53"
         return ""
 
-    def _room(self, body_length: int) -> int:
-        return max(1, min(self.config.incoming, self.config.incoming_bytes // body_length))
+    def _room(self, facts: ModelFacts, body_length: int) -> int:
+        """Updates that may be held; those that are merged together are decoded together."""
+        size = 4 * facts.parameters if self.config.stack else body_length
+        return max(1, self.config.stack, min(self.config.incoming, self.config.incoming_bytes // size))
 
     def _has(self, sender: PeerId) -> bool:
-        return sender in self._reading or sender in self._waiting or sender == self._merging
+        if self.config.stack:  # a newer model takes the place of one that waits: nobody has two in one merge
+            return sender in self._reading or sender in self._merging
+        return sender in self._reading or sender in self._waiting
 
     def _received(self, sender: PeerId, now: float) -> list[Action]:
         incoming = self._reading.pop(sender, None)
         if incoming is None:
             return []  # the learner went away meanwhile
+        self._waiting.pop(sender, None)
         self._waiting[sender] = incoming
         # Answered before the merge: both sides of a push-pull average the models they had before it, which
         # keeps the mean of the two (Boyd et al.: Randomized gossip algorithms, 2006).
         answer = self._answer(sender) if incoming.update.reply_wanted else []
         return [*answer, *self._next_merge(now)]
 
-    # Merging, one at a time: each weight depends on what the merge before it came to.
+    # Merging, one at a time: each weight depends on what the merge before it came to. Or all together.
 
     def _next_merge(self, now: float) -> list[Action]:
-        if self._merging is not None or not self._waiting:
+        if self._merging or not self._waiting:
             return []
         if self.policy.protocol.waits and self.training and not self._released:
             return []
+        if self.config.stack:
+            return self._merge_together()
         sender, incoming = next(iter(self._waiting.items()))
-        self._merging = sender
+        self._merging.add(sender)
         return [Merge(sender, self.policy.weight(sender, incoming))]
+
+    def _merge_together(self) -> list[Action]:
+        """At the end of a round; before it when no more can be held, after it when it was not enough then."""
+        full = self.facts is not None and len(self._waiting) >= self._room(self.facts, 1)
+        if not self._is_enough() or not (self._ripe or full):
+            return []
+        self._ripe = False
+        self._merging.update(self._waiting)
+        return [MergeTogether(tuple(self._waiting))]
+
+    def _is_enough(self) -> bool:
+        return len(self._waiting) >= self.config.stack
 
     def _go_on(self, now: float) -> list[Action]:
         """What comes after a merge."""
@@ -559,31 +596,37 @@ class Gossip:
         return [*sends, *self._next_merge(now)]
 
     def _merge_ended(self, sender: PeerId) -> Incoming | None:
-        if self._merging != sender:
+        if sender not in self._merging:
             return None
-        self._merging = None
+        self._merging.discard(sender)
         return self._waiting.pop(sender, None)
 
     def _merged(self, done: MergeDone, now: float) -> list[Action]:
         incoming = self._merge_ended(done.sender)
         if incoming is None:
             return []
-        if not done.applied:
+        if not done.applied and done.fault:
             return [*self._strike(done.sender, done.reason, now), *self._go_on(now)]
+        self._note_distance(done.distance, now)
+        if not done.applied:
+            return self._go_on(now)
         prompted = self.policy.merged(done.sender, incoming)
         self._merges += 1
         if self._merges >= self.config.refresh:
             self._merges = 0
             self.version += 1
-        if math.isfinite(done.distance):
-            self._distances.append(done.distance)
-            self._largest = max(self._largest, done.distance)
-            if not self.training and self._disturbed(done.distance):
-                self._interval, self._best = self.config.tick, None
-                self._tick_at = min(self._tick_at or math.inf, now + self._jittered())
         if prompted or self.policy.protocol.wish == "always":
             self.version += 1  # what is sent next, or answered to a push, is our model as it is now
         return [*(self._send(prompted, now) if prompted else []), *self._go_on(now)]
+
+    def _note_distance(self, distance: float, now: float) -> None:
+        if not math.isfinite(distance):
+            return
+        self._distances.append(distance)
+        self._largest = max(self._largest, distance)
+        if not self.training and self._disturbed(distance):
+            self._interval, self._best = self.config.tick, None
+            self._tick_at = min(self._tick_at or math.inf, now + self._jittered())
 
     def _strike(self, peer: PeerId, reason: str, now: float) -> list[Action]:
         until = self.conduct.strike(peer, reason, now)
@@ -596,6 +639,7 @@ class Gossip:
         self.policy.begin_round()
         self.version += 1
         self._merges = 0
+        self._ripe = True
 
     def _tick(self, now: float) -> list[Action]:
         deadline = self.next_deadline()
@@ -604,7 +648,7 @@ class Gossip:
         self._pace()
         self._begin_round()
         self._schedule(now)
-        return self._push(now)
+        return [*self._push(now), *self._next_merge(now)]
 
     def _pace(self) -> None:
         """Slow down unless the models of the last tick were still approaching each other."""

@@ -1,7 +1,8 @@
-"""The seam between the mesh and whoever trains: two calls, and the error that says "not now"."""
+"""The seam between the mesh and whoever trains: three calls, and the error that says "not now"."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from gossipml.errors import GossipmlError
@@ -23,12 +24,18 @@ class MergeOutcome(Protocol):
     @property
     def distance(self) -> float: ...
 
+    @property
+    def fault(self) -> bool: ...
+
 
 class Learner(Protocol):
-    """The two methods of `gossipml.models.trainer.Trainer` that gossip needs. Both may raise NotReady."""
+    """The methods of `gossipml.models.trainer.Trainer` that gossip needs. All may raise NotReady."""
 
     async def snapshot(self, encoding: str) -> bytes:
         """The current parameters, encoded."""
 
     async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> MergeOutcome:
         """x <- (1 - weight) x + weight m, after checking the values of m."""
+
+    async def merge_together(self, updates: Sequence[tuple[bytes | bytearray, str]]) -> Sequence[MergeOutcome]:
+        """The merge of x and all these (body, encoding) by a rule that compares them."""

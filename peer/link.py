@@ -23,6 +23,7 @@ from gossipml.env import Clock, Stream
 from gossipml.errors import RemoteError
 from gossipml.ids import PeerId, short_peer_id
 from gossipml.peer import session as s
+from gossipml.peer.rates import Bandwidth
 from gossipml.peer.session import Session
 from gossipml.peer.wire import Body, Decoder, Goodbye, Hello, Message, Pong, Profile, Update, encode
 
@@ -124,6 +125,10 @@ class Link:
         self.heard_at = clock.now()
         self.hints_due = clock.now()
         """When contacts may be attached to an update again."""
+        self.bandwidth = Bandwidth()
+        """Of the bodies that we sent."""
+        self.encoding = ""
+        """Of the last body that was queued."""
         self._said_at = clock.now()
         self.end_code = ""
         """Why it ended: a refusal's code, goodbye, timeout, local, broken, fault."""
@@ -316,7 +321,7 @@ class Link:
         if parcel is None:
             return
         self._sending = parcel
-        self.used_at = self._clock.now()
+        self.used_at = begun = self._clock.now()
         view = memoryview(parcel.body)
         if len(view) <= self._config.slice:  # one stall bounds it all: two time-outs less for each small update
             await self._send(encode(parcel.update), view)
@@ -327,6 +332,7 @@ class Link:
                     await self._send(view[start : start + self._config.slice], more=True)
             self._in_frame = False
         self._sending = None
+        self.bandwidth.learn(len(parcel.body), self._clock.now() - begun)
         self._owner.on_sent(self, parcel, "")
 
     async def _send(self, *parts: bytes | memoryview, more: bool = False) -> None:

@@ -25,7 +25,7 @@ from gossipml.ids import MAX_CONTACT_ADDRESSES, Address, Contact, PeerId, short_
 from gossipml.peer import failure as f
 from gossipml.peer import gossip as g
 from gossipml.peer import session as s
-from gossipml.peer.exchange import Exchange, Snapshot
+from gossipml.peer.exchange import Exchange, Merged, Snapshot
 from gossipml.peer.herald import Herald
 from gossipml.peer.learner import Learner, NotReady
 from gossipml.peer.link import Link, LinkConfig, Parcel, Traffic
@@ -35,6 +35,7 @@ from gossipml.peer.wire import BOOT_SIZE, Hello, Message, Orders, Ping, Pong, Pr
 log = logging.getLogger("gossipml.peer")
 
 RENEW_SECONDS = 60.0  # between two tries to move a session to the newest keys
+LEAST_ROUND = 0.1  # seconds: a round of a small model is shorter than what is known of a link is exact (guess)
 MAX_STRANGERS = 16  # as many addresses as a token has
 
 
@@ -118,7 +119,9 @@ class Mesh:
         self._awake_at = math.inf
         self._peers_changed = trio.Event()
         self._merge_now = trio.Event()
-        self._to_merge: g.Merge | None = None  # gossip has one under way at a time
+        self._round_at: float | None = None
+        self._round_seconds = 0.0  # between the ends of two rounds, smoothed
+        self._to_merge: g.Merge | g.MergeTogether | None = None  # gossip has one under way at a time
         self._encoding = 0  # sends that still wait for our model to be encoded
 
     # What the daemon calls.
@@ -191,7 +194,12 @@ class Mesh:
     async def gossip_round(self, samples: int, round: int, body: bytes = b"") -> None:
         """A local round is done: hand the model to the receivers' queues, encoded in `body`, or as the learner encodes
         it now. Does not wait for the receivers."""
-        sends = self._act(self.gossip.handle(g.RoundFinished(samples, round), self._clock.now()))
+        now = self._clock.now()
+        if self._round_at is not None:
+            took = now - self._round_at
+            self._round_seconds = took if not self._round_seconds else 0.7 * self._round_seconds + 0.3 * took
+        self._round_at = now
+        sends = self._act(self.gossip.handle(g.RoundFinished(samples, round), now))
         if body:
             self._exchange.offer(body)
         self._encoding += 1
@@ -199,6 +207,7 @@ class Mesh:
 
     def training_finished(self) -> None:
         """From here on only average, slower and slower. The next `gossip_round` ends that."""
+        self._round_at = None
         self._send_soon(self._act(self.gossip.handle(g.TrainingFinished(), self._clock.now())))
 
     def order(self, order: bytes) -> bool:
@@ -489,7 +498,7 @@ class Mesh:
             match action:
                 case g.SendUpdate() | g.AskUpdate() | g.ReplyUpdate():
                     sends.append(action)
-                case g.Merge():
+                case g.Merge() | g.MergeTogether():
                     self._to_merge = action
                     self._merge_now.set()
                 case g.Quarantine(peer, until, reason):
@@ -517,7 +526,7 @@ class Mesh:
                 if isinstance(action, g.AskUpdate):
                     snapshot = None
                 else:
-                    encoding = self.gossip.config.encoding + action.part
+                    encoding = self._encoding_for(action.to) + action.part
                     if snapshot is None or snapshot.encoding != encoding:
                         snapshot = await self._exchange.snapshot(encoding)
                 facts = self.gossip.facts
@@ -534,6 +543,18 @@ class Mesh:
             self._merge_now.set()
             for action in left:
                 self._send_done(action.to, "not ready")
+
+    def _encoding_for(self, peer: PeerId) -> str:
+        """Of the next body for the peer; where a link decides, as fine as it carries in its share of a round."""
+        config, facts, link = self.gossip.config, self.gossip.facts, self._links.get(peer)
+        if config.encoding != g.AUTO or facts is None:
+            return config.encoding
+        if link is None:
+            return facts.choose("", None, 0.0)
+        seconds = self._round_seconds if self.gossip.training else self.gossip.interval
+        share = max(seconds, LEAST_ROUND) / config.protocol.fanout
+        link.encoding = facts.choose(link.encoding, link.bandwidth.estimate, share)
+        return link.encoding
 
     def _hints(self, peer: PeerId) -> tuple[Contact, ...]:
         """Contacts to attach to an update for the peer; nothing when it got some just now."""
@@ -566,7 +587,7 @@ class Mesh:
         update = Update(
             model=facts.model,
             digest=facts.digest,
-            encoding=snapshot.encoding if snapshot is not None else self.gossip.config.encoding,
+            encoding=snapshot.encoding if snapshot is not None else self._encoding_for(action.to),
             parameters=facts.parameters,
             body_length=len(body),
             age=snapshot.age if snapshot is not None else self.gossip.age,
@@ -690,18 +711,23 @@ class Mesh:
                 await self._merge_now.wait()
                 continue
             merge, self._to_merge = self._to_merge, None
-            event: g.MergeDone | g.MergeFailed | None = g.MergeFailed(merge.sender)
-            update: Update | None = None
+            senders = (merge.sender,) if isinstance(merge, g.Merge) else merge.senders
+            done: list[Merged] = [(g.MergeFailed(sender), None) for sender in senders]
             try:
-                event, update = await self._exchange.merge(merge.sender, merge.weight)
+                done = await self._exchange.merge(merge)
             finally:
-                if event is not None:
-                    self._send_soon(self._act(self.gossip.handle(event, self._clock.now())))
-            if isinstance(event, g.MergeDone):
-                self.stats.merges += event.applied
-                self.stats.merges_refused += not event.applied
-                link = self._links.get(merge.sender)
-                if link is not None and update is not None and not event.applied:
+                for event, update in done:
+                    self._merge_ended(event, update)
+
+    def _merge_ended(self, event: g.MergeDone | g.MergeFailed, update: Update | None) -> None:
+        self._send_soon(self._act(self.gossip.handle(event, self._clock.now())))
+        if isinstance(event, g.MergeDone):
+            self.stats.merges += event.applied
+            self.stats.merges_refused += not event.applied
+            if update is not None and not event.applied:
+                self._note(event.sender, event.reason)
+                link = self._links.get(event.sender)
+                if link is not None:
                     link.post(_refusal(update, event.reason))
 
     async def _keep_time(self) -> None:

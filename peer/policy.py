@@ -37,8 +37,12 @@ class Bounds:
 
 
 class Policy:
-    def __init__(self, protocol: GossipProtocol, view: View, ages: Ages, rng: Rng, bounds: Bounds) -> None:
+    def __init__(
+        self, protocol: GossipProtocol, view: View, ages: Ages, rng: Rng, bounds: Bounds, *, whole: bool = False
+    ) -> None:
+        """`whole`: models that hold a part of the parameters cannot be merged."""
         self.protocol = protocol
+        self._whole = whole
         self.push_sum = PushSum() if protocol.weighing == "mass" else None
         self.tokens = TokenAccount(protocol.tokens) if protocol.tokens else None
         self._view = view
@@ -88,6 +92,8 @@ class Policy:
 
     def objection(self, update: Update) -> str:
         """Why an update of another protocol cannot be merged; empty when it can."""
+        if self._whole and part_of(update.encoding)[1] < 1.0:
+            return "the merge here compares whole models: send them with --compression int8"
         if (update.mass is not None) == (self.push_sum is not None):
             return ""
         theirs = "the peer pushes sums" if update.mass is not None else "the update has no push-sum weight"

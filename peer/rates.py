@@ -1,4 +1,4 @@
-"""How fast bytes may go, and how fast they went: a token bucket in debt, and a meter.
+"""How fast bytes may go, and how fast they went: a token bucket in debt, a meter, a bandwidth.
 
 A taker takes first and then waits until its debt is paid: nobody computes how much is there, takers that wait
 share in the order in which they took, and one large take cannot starve for being larger than the bucket.
@@ -11,6 +11,7 @@ import math
 BURST_SECONDS = 0.25  # of the rate, saved up while nobody takes
 SMALLEST_SLICE = 4 * 1024
 METER_SECONDS = 3.0  # a rate that people look at
+MEMORY = 0.8  # of what sends over a link took before, at each one: some five sends (guess)
 
 
 class TokenBucket:
@@ -52,3 +53,21 @@ class Meter:
 
     def rate(self, now: float) -> float:
         return self._rate * math.exp((self._at - now) / METER_SECONDS) if self._rate else 0.0
+
+
+class Bandwidth:
+    """Bytes a second of one link, from what its sends took; long ones count for more than short ones."""
+
+    def __init__(self) -> None:
+        self._bytes = self._seconds = 0.0
+
+    def learn(self, size: int, seconds: float) -> None:
+        """A body of `size` bytes left in that time. Nothing is learnt from a clock that stood still."""
+        if size > 0 and seconds > 0:
+            self._bytes = MEMORY * self._bytes + size
+            self._seconds = MEMORY * self._seconds + seconds
+
+    @property
+    def estimate(self) -> float | None:
+        """None before the first send."""
+        return self._bytes / self._seconds if self._seconds else None

@@ -32,6 +32,7 @@ from gossipml.env.simulated import World
 from gossipml.identity import SEED_SIZE, Identity
 from gossipml.ids import Address
 from gossipml.keys import NetworkKeys
+from gossipml.models.merge_rules import MergeRule, parse_merge
 from gossipml.models.trainer import Trainer
 from gossipml.orders import NETWORK_SEED_SIZE, NetworkKey, Order
 from gossipml.peer.failure import FailureConfig
@@ -78,6 +79,7 @@ class Cluster:
     members: dict[str, Member]
     nursery: trio.Nursery
     base: NodeConfig
+    merge: MergeRule
 
     @classmethod
     @asynccontextmanager
@@ -89,6 +91,7 @@ class Cluster:
         config: LearnerConfig = SLOW_ROUNDS,
         contacts: int = CONTACTS,
         base: NodeConfig | None = None,
+        merge: str = "clipping",
     ) -> AsyncIterator[Cluster]:
         """A running cluster of `peer-0` ...; the token names the first `contacts` of them."""
         rng = world.rng("cluster")
@@ -102,7 +105,7 @@ class Cluster:
         network_key = NetworkKey(rng.randbytes(NETWORK_SEED_SIZE))
         token = JoinToken(network_key.network_id, rng.randbytes(COOKIE_SIZE), 0, first)
         async with trio.open_nursery() as nursery:
-            cluster = cls(world, network_key, token, config, members, nursery, base or BASE)
+            cluster = cls(world, network_key, token, config, members, nursery, base or BASE, parse_merge(merge))
             for name in names:
                 await cluster.start(name)
             yield cluster
@@ -170,7 +173,7 @@ class Cluster:
 
         @asynccontextmanager
         async def open_trainer() -> AsyncIterator[Trainer]:
-            trainer = NumpyTrainer(env, member.points, train=member.trains)
+            trainer = NumpyTrainer(env, member.points, train=member.trains, merge=self.merge)
             member.trainer = trainer
             yield trainer
 

@@ -1,6 +1,6 @@
 """A small trainer without torch: softmax regression on generated points, for whole daemons on virtual time.
 
-It keeps to the `Trainer` interface and uses the same encodings and the same clipping as the real one, so that a
+It keeps to the `Trainer` interface and uses the same forms and the same merges as the real one, so that a
 simulated peer differs from a real one in its model alone. Each step is charged virtual seconds. Left out: the
 neighbourhood average (what is served is what is trained), and validation data apart from the test data.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,12 @@ from safetensors.numpy import load, save
 from gossipml import codec
 from gossipml.env import Env
 from gossipml.errors import LocalError, RemoteError, UserError
-from gossipml.models.compression import pack, parse_form, unpack_into
-from gossipml.models.merging import ClippingBound, clipped_difference, is_finite
+from gossipml.models.averaging import Coordinates
+from gossipml.models.compression import packed_size, parse_form, unpack_into
+from gossipml.models.feedback import Outgoing
+from gossipml.models.merge_rules import MergeRule, parse_merge
+from gossipml.models.merger import Merger
+from gossipml.models.merging import is_finite
 from gossipml.models.trainer import Evaluation, Export, Layout, MergeReport, RoundReport
 
 Vector = NDArray[np.float32]
@@ -65,7 +70,15 @@ class NumpyTrainer:
     With `train` false it only serves: of the points it looks at the shape alone.
     """
 
-    def __init__(self, env: Env, points: Points, *, step_seconds: float = 0.01, train: bool = True) -> None:
+    def __init__(
+        self,
+        env: Env,
+        points: Points,
+        *,
+        step_seconds: float = 0.01,
+        train: bool = True,
+        merge: MergeRule | None = None,
+    ) -> None:
         features = points.inputs.shape[1]
         self._env = env
         self._points = points
@@ -78,19 +91,26 @@ class NumpyTrainer:
         self.layout = Layout("points", digest, size)
         self.steps_per_epoch = -(-len(points.targets) // BATCH)
         self._x = np.zeros(size, np.float32)
-        self._bound = ClippingBound()
+        self._merger = Merger(merge or parse_merge("clipping"), Coordinates(size, size))
+        self._outgoing = Outgoing(self._x)
         self._rng = np.random.Generator(np.random.PCG64(env.rng.getrandbits(64)))
 
     async def train(self, steps: int, encoding: str = "") -> RoundReport:
         self._check_trains()
         loss = await self._env.compute.run(self._steps, steps, cost=steps * self._cost)
-        body = pack(parse_form(encoding), self._x) if encoding else b""
+        body = self._pack(encoding) if encoding else b""
         seconds = steps * self._cost
         return RoundReport(steps, steps * BATCH, seconds, seconds, loss, body)
 
     async def snapshot(self, encoding: str) -> bytes:
         self._check_trains()
-        return pack(parse_form(encoding), self._x)
+        return self._pack(encoding)
+
+    def _pack(self, encoding: str) -> bytes:
+        form = parse_form(encoding)
+        body = bytearray(packed_size(form, len(self._x)))
+        self._outgoing.pack_into(form, self._x, memoryview(body))
+        return bytes(body)
 
     async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> MergeReport:
         self._check_trains()
@@ -98,16 +118,24 @@ class NumpyTrainer:
             form, incoming = parse_form(encoding), self._x.copy()
             unpack_into(form, update, incoming)
         except RemoteError as error:
-            return MergeReport(False, str(error), float("nan"))
-        if not is_finite(incoming):
-            return MergeReport(False, "the values are not finite", float("nan"))
-        bound = self._bound.bound(float(np.linalg.norm(self._x)))
-        part = np.float32(form.share) ** 0.5  # of the length that a difference in all parameters would have
-        difference, length = clipped_difference(self._x, incoming, np.array(bound * part, np.float32))
-        distance = float(length / part)
-        self._bound.learn(distance)
-        self._x += np.float32(weight) * difference
-        return MergeReport(True, "", distance)
+            return MergeReport(False, str(error), 0.0, fault=True)
+        return self._merger.take(self._x, incoming, weight, form.share)
+
+    async def merge_together(self, updates: Sequence[tuple[bytes | bytearray, str]]) -> list[MergeReport]:
+        self._check_trains()
+        reports: list[MergeReport | None] = []
+        models = []
+        for update, encoding in updates:
+            incoming = self._x.copy()
+            try:
+                unpack_into(parse_form(encoding), update, incoming)
+            except RemoteError as error:
+                reports.append(MergeReport(False, str(error), 0.0, fault=True))
+            else:
+                reports.append(None)
+                models.append(incoming)
+        merged = iter(self._merger.take_together(self._x, models))
+        return [report or next(merged) for report in reports]
 
     async def evaluate(self) -> Evaluation | None:
         return self._evaluation(self._x) if self._trains else None
@@ -121,7 +149,7 @@ class NumpyTrainer:
 
     async def load(self, content: bytes) -> None:
         self._x[:] = self._read(content)
-        self._bound = ClippingBound()
+        self._is_another()
         self._loaded = True
 
     async def score(self, content: bytes) -> float | None:
@@ -138,18 +166,21 @@ class NumpyTrainer:
 
     async def save(self) -> bytes:
         self._check_trains()
-        return codec.pack({"x": self._x.tobytes(), "norms": self._bound.norms})
+        return codec.pack({"x": self._x.tobytes()})
 
     async def restore(self, state: bytes) -> None:
         self._check_trains()
         try:
             fields = codec.as_map(codec.unpack(state, limit=MAX_STATE))
             values = codec.get_bytes(fields, "x", size=self._x.nbytes, limit=MAX_STATE)
-            norms = [float(norm) for norm in codec.get_list(fields, "norms", limit=1000) if isinstance(norm, float)]
         except RemoteError as error:
             raise UserError(f"the state is not of this model: {error}") from None
         self._x[:] = np.frombuffer(values, np.float32)
-        self._bound = ClippingBound(norms)
+        self._is_another()
+
+    def _is_another(self) -> None:
+        self._merger.forget()
+        self._outgoing.begin(self._x)
 
     @property
     def parameters(self) -> Vector:

@@ -56,6 +56,12 @@ def start(
     protocol: Annotated[
         str | None, typer.Option(help="How models are exchanged: push:4, push-pull, push-sum, partitioned:8 [push].")
     ] = None,
+    merge: Annotated[
+        str | None, typer.Option(help="How models are merged: clipping, age, mean, slerp, median, krum:1 \\[clipping].")
+    ] = None,
+    compression: Annotated[
+        str | None, typer.Option(help="How models are sent: int8, int4, int8-top10, float16, auto \\[int8].")
+    ] = None,
     lan: Annotated[bool | None, typer.Option("--lan/--no-lan", help="Find peers on the local network.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Copies of each version that the network keeps [12].")] = None,
     keep: Annotated[int | None, typer.Option(help="Versions of each name kept here [5].")] = None,
@@ -105,6 +111,8 @@ def start(
         "name": name,
         "train": train,
         "protocol": protocol,
+        "merge": merge,
+        "compression": compression,
         "lan": lan,
         "replicas": replicas,
         "keep": keep,

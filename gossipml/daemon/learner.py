@@ -26,6 +26,7 @@ from gossipml.daemon.resume import Resume, load_resume, save_resume
 from gossipml.env import Env
 from gossipml.errors import GossipmlError, RemoteError, UserError
 from gossipml.models.compression import packed_size, parse_form
+from gossipml.models.compression_auto import choose
 from gossipml.models.trainer import Evaluation, Layout, RoundReport, Trainer
 from gossipml.peer.gossip import ModelFacts
 from gossipml.peer.mesh import Mesh
@@ -344,7 +345,11 @@ def model_facts(layout: Layout) -> ModelFacts:
         except RemoteError:
             return None
 
-    return ModelFacts(layout.model, layout.digest, layout.size, body_length)
+    def choose_encoding(now: str, bandwidth: float | None, seconds: float) -> str:
+        form = parse_form(now) if now else None
+        return choose(bandwidth, seconds, layout.size, exact=layout.buffers, now=form).name
+
+    return ModelFacts(layout.model, layout.digest, layout.size, body_length, choose_encoding)
 
 
 def describe(evaluation: Evaluation | None) -> str:

@@ -17,6 +17,7 @@ import trio
 from gossipml.api.server import ApiConfig, serve
 from gossipml.config import PeerConfig, with_full_paths, write_config
 from gossipml.daemon.audit import Audit, AuditConfig
+from gossipml.daemon.exchange_rules import gossip_config
 from gossipml.daemon.face import About, Face
 from gossipml.daemon.home import Home, RunInfo, join
 from gossipml.daemon.idle import IdleConfig
@@ -39,8 +40,6 @@ from gossipml.models.partition import parse_rule
 from gossipml.models.registry import check_model_name
 from gossipml.models.store import StoreConfig
 from gossipml.models.trainer import Trainer
-from gossipml.peer.gossip import GossipConfig
-from gossipml.peer.protocols import parse_protocol
 from gossipml.peer.swarm_ports import SwarmConfig
 from gossipml.token import JoinToken
 
@@ -91,7 +90,7 @@ def check_options(home: Home, config: PeerConfig) -> ApiConfig:
     if config.data:
         check_source(config.data)
     parse_rule(config.split)
-    parse_protocol(config.protocol)
+    gossip_config(config)
     idle(config)
     return ApiConfig(listen=config.api, api_key=home.api_key())
 
@@ -130,7 +129,7 @@ async def _run(
             trains=config.train,
             first_contacts=token.addresses,
             learner=learner,
-            gossip=GossipConfig(protocol=parse_protocol(config.protocol)),
+            gossip=gossip_config(config),
             idle=idle(config),
             store=StoreConfig(quota=config.quota, keep_last=config.keep),
             swarm=SwarmConfig(upload_rate=config.upload_rate),

@@ -14,7 +14,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -166,10 +166,15 @@ class WorkerTrainer:
     async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> MergeReport:
         if not math.isfinite(weight):
             raise UserError(f"merge weight {weight} is not from 0 to 1")
-        ok = await self._deliver("merge", {"encoding": encoding, "weight": float(weight)}, update)
-        return MergeReport(
-            codec.get_bool(ok, "applied"), codec.get_str(ok, "reason", limit=4096), codec.get_float(ok, "distance")
-        )
+        return _read_report(await self._deliver("merge", {"encoding": encoding, "weight": float(weight)}, update))
+
+    async def merge_together(self, updates: Sequence[tuple[bytes | bytearray, str]]) -> list[MergeReport]:
+        asked: dict[str, object] = {
+            "encodings": [encoding for _, encoding in updates],
+            "sizes": [len(update) for update, _ in updates],
+        }
+        ok = await self._deliver("merge together", asked, b"".join(update for update, _ in updates))
+        return [_read_report(codec.as_map(item)) for item in codec.get_list(ok, "reports", limit=len(updates))]
 
     async def evaluate(self) -> Evaluation | None:
         ok, _ = await self._ask("evaluate", {})
@@ -215,6 +220,7 @@ class WorkerTrainer:
             "threads": config.threads,
             "device": config.device,
             "nice": config.nice,
+            "merge": config.merge,
             "inbox": self._inbox,
             "outbox": self._outbox,
         }
@@ -438,6 +444,15 @@ def _describe_exit(code: int) -> str:
         except ValueError:
             return f"killed by signal {-code}"
     return f"exit status {code}"
+
+
+def _read_report(ok: Fields) -> MergeReport:
+    return MergeReport(
+        codec.get_bool(ok, "applied"),
+        codec.get_str(ok, "reason", limit=4096),
+        codec.get_float(ok, "distance"),
+        codec.get_bool(ok, "fault"),
+    )
 
 
 def _read_evaluation(ok: Fields) -> Evaluation:

@@ -142,6 +142,26 @@ async def test_refusals_come_back_and_hurt_nothing() -> None:
             assert await worker.snapshot("float32") == before
 
 
+async def test_several_models_are_merged_at_once() -> None:
+    with trio.fail_after(START_SECONDS):
+        async with open_worker(PeerConfig(model="xor", merge="median"), NETWORK) as worker:
+            own = parameters(await worker.snapshot("float32"))
+            others = [encode("float32", own + np.float32(step)) for step in (1.0, 2.0)]
+            reports = await worker.merge_together([(others[0], "float32"), (others[1], "float32")])
+            assert [report.applied for report in reports] == [True, True]
+            assert parameters(await worker.snapshot("float32")) == pytest.approx(own + 1.0)
+            own = parameters(await worker.snapshot("float32"))
+            reports = await worker.merge_together(
+                [(b"\xff" * len(others[0]), "float32"), (others[0], "float32"), (others[1], "float32")]
+            )
+            assert [(report.applied, report.fault) for report in reports] == [
+                (False, True),
+                (True, False),
+                (True, False),
+            ]
+            assert "nan" in reports[0].reason
+
+
 async def test_a_second_worker_goes_on_bit_for_bit() -> None:
     with trio.fail_after(2 * START_SECONDS):
         async with open_worker(PeerConfig(part=(2, 4), seed=3), NETWORK) as first:

@@ -22,7 +22,7 @@ from gossipml.models.compression import (
     rounded,
     unpack_into,
 )
-from gossipml.models.compression_auto import LADDER, RESERVE, Bandwidth, choose
+from gossipml.models.compression_auto import LADDER, RESERVE, choose
 from gossipml.models.encoding import ENCODINGS, MAX_MAGNITUDE, Vector, decode, encode
 from gossipml.models.feedback import pack_changes, pack_update, with_feedback
 
@@ -348,16 +348,3 @@ def test_auto_does_not_waver_around_a_limit() -> None:
 def test_a_form_that_is_not_on_the_ladder_gives_way_to_the_ladder() -> None:
     assert choose(1e9, 1.0, 1000, now=Form("float32")) == LADDER[0]
     assert choose(None, 1.0, 1000, now=Form("float32")) == LADDER[0]
-
-
-def test_bandwidth_follows_a_change_and_is_not_led_by_small_messages() -> None:
-    link = Bandwidth()
-    assert link.estimate is None
-    link.learn(1000, 0.0)
-    assert link.estimate is None, "a clock that stood still says nothing"
-    link.learn(1_000_000, 1.0)
-    link.learn(100, 0.001)
-    assert link.estimate == pytest.approx(1e6, rel=0.02)
-    for _ in range(10):
-        link.learn(1_000_000, 10.0)
-    assert link.estimate == pytest.approx(1e5, rel=0.15)

@@ -151,7 +151,7 @@ def test_a_newcomer_goes_on_from_a_version(digits: Dataset, spec: Classifier) ->
     newcomer.load(export.content)
     assert newcomer.snapshot("float32") == trainer.snapshot("float32")
     assert torch.equal(newcomer._average, newcomer._x)
-    assert newcomer._clipping.norms == []
+    assert newcomer._merger._bound.usual is None, "distances from its former parameters are forgotten"
     fresh = make(digits, spec, part=3)
     assert json.dumps(newcomer._optimiser.save()[1]) == json.dumps(fresh._optimiser.save()[1])
     assert not any(bool(each.any()) for each in newcomer._optimiser.save()[0].values()), "no momentum is left"

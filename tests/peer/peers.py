@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -62,6 +62,7 @@ class Outcome:
     applied: bool
     reason: str
     distance: float
+    fault: bool = False
 
 
 class VectorLearner:
@@ -84,10 +85,17 @@ class VectorLearner:
         applied = bool(np.isfinite(values).all())
         self.merges.append((weight, applied))
         if not applied:
-            return Outcome(False, "not finite", 0.0)
+            return Outcome(False, "not finite", 0.0, fault=True)
         distance = float(np.linalg.norm(values - self.values))
         self.values = ((1 - weight) * self.values + weight * values).astype(np.float32)
         return Outcome(True, "", distance)
+
+    async def merge_together(self, updates: Sequence[tuple[bytes | bytearray, str]]) -> list[Outcome]:
+        """The mean of all."""
+        outcomes = []
+        for number, (update, encoding) in enumerate(updates):
+            outcomes.append(await self.merge(update, encoding, 1 / (2 + number)))
+        return outcomes
 
 
 @dataclass

@@ -13,11 +13,12 @@ from gossipml.env.link import Link, fixed
 from gossipml.env.simulated import World, run_simulation
 from gossipml.ids import Address, Contact
 from gossipml.peer.failure import FailureConfig
-from gossipml.peer.gossip import SendUpdate
+from gossipml.peer.gossip import GossipConfig, SendUpdate
 from gossipml.peer.learner import NotReady
 from gossipml.peer.link import LinkConfig
 from gossipml.peer.mesh import MeshConfig
 from gossipml.peer.neighbours import NeighbourInfo
+from gossipml.peer.protocols import parse_protocol
 from gossipml.peer.wire import Body, Goodbye, HelloReply, Ping, Pong, Refusal, Update, UpdateAck, encode
 
 from .peers import (
@@ -720,3 +721,67 @@ def test_two_runs_with_one_seed_are_identical() -> None:
     first = play(scenario, 5, link=lossy)
     assert play(scenario, 5, link=lossy) == first
     assert play(scenario, 6, link=lossy) != first
+
+
+# What a link carries, and merges of several models at once.
+
+
+def test_auto_asks_what_each_link_carries_in_a_receivers_share_of_a_round() -> None:
+    asked: list[tuple[str, float | None, float]] = []
+
+    def choose(now: str, bandwidth: float | None, seconds: float) -> str:
+        asked.append((now, bandwidth, seconds))
+        return "float32"
+
+    async def scenario(world: World, peers: Cluster) -> None:
+        size = 1_000_000  # 4 MB: more than a socket's buffers take at once
+        ann, bob = await peers.start("ann", size=size), await peers.start("bob", size=size)
+        ann.mesh.gossip.config = replace(ann.mesh.gossip.config, encoding="auto")
+        ann.mesh.attach(ann.learner, replace(make_facts(size), choose=choose))
+        await introduce(ann, bob)
+        for _ in range(12):
+            await ann.round()
+            await trio.sleep(3)
+        assert asked[0][:2] == ("", None)
+        now, bandwidth, seconds = asked[-1]
+        assert now == "float32"
+        assert bandwidth is not None and 0.9e6 < bandwidth < 2e6, "what buffers swallow makes a link look faster"
+        assert seconds == pytest.approx(3 / 4, rel=0.1), "four receivers share a round"
+        assert bob.mesh.stats.merges >= 3
+
+    play(scenario, link=Link(delay=fixed(0.01), bandwidth=1e6))
+
+
+def test_models_are_merged_together_once_there_are_enough_and_one_of_each_sender() -> None:
+    async def scenario(world: World, peers: Cluster) -> None:
+        stacked = GossipConfig(stack=2, protocol=parse_protocol("merge-update:2"))  # wishes for no answers
+        ann = await peers.start("ann", value=0.0, gossip=stacked)
+        bob, eve = await peers.start("bob", value=3.0), await peers.start("eve", value=6.0)
+        await introduce(ann, bob, eve)
+        for _ in range(3):
+            await bob.round()
+            await trio.sleep(1)
+        await ann.round()
+        await trio.sleep(1)
+        assert ann.mesh.stats.merges == 0, "three models, but of one sender"
+        await eve.round()
+        await trio.sleep(1)
+        assert ann.mesh.stats.merges == 2
+        assert ann.learner.values[0] > 0
+
+    play(scenario)
+
+
+def test_a_bad_model_among_several_costs_its_sender_a_strike_and_nobody_else() -> None:
+    async def scenario(world: World, peers: Cluster) -> None:
+        ann = await peers.start("ann", value=1.0, gossip=GossipConfig(stack=2))
+        bob, eve = await peers.start("bob", value=2.0), await peers.start("eve", value=float("nan"))
+        await introduce(ann, bob, eve)
+        await ann.round()
+        await bob.round()
+        await eve.round()
+        await trio.sleep(1)
+        assert (info(ann, eve).strikes, info(ann, bob).strikes) == (1, 0)
+        assert np.isfinite(ann.learner.values).all() and ann.learner.values[0] > 1
+
+    play(scenario)

@@ -21,6 +21,7 @@ from gossipml.peer.gossip import (
     LearnerReady,
     Merge,
     MergeDone,
+    MergeTogether,
     ModelFacts,
     Quarantine,
     Refuse,
@@ -119,7 +120,7 @@ class Population:
         while True:
             merges = [action for action in actions if isinstance(action, Merge)]
             for action in actions:
-                assert not isinstance(action, Accept | Refuse | Quarantine)
+                assert not isinstance(action, Accept | Refuse | Quarantine | MergeTogether)
                 if not isinstance(action, Merge):
                     self._say(number, action)
             if not merges:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gossipml.peer.rates import Meter, TokenBucket
+from gossipml.peer.rates import Bandwidth, Meter, TokenBucket
 
 
 def test_no_rate_is_no_limit() -> None:
@@ -48,3 +48,16 @@ def test_a_meter_shows_the_rate_and_forgets_it() -> None:
         meter.add(1000, step * 0.1)
     assert meter.rate(20.0) == pytest.approx(10_000, rel=0.05)
     assert meter.rate(80.0) < 1
+
+
+def test_bandwidth_follows_a_change_and_is_not_led_by_small_messages() -> None:
+    link = Bandwidth()
+    assert link.estimate is None
+    link.learn(1000, 0.0)
+    assert link.estimate is None, "a clock that stood still says nothing"
+    link.learn(1_000_000, 1.0)
+    link.learn(100, 0.001)
+    assert link.estimate == pytest.approx(1e6, rel=0.02)
+    for _ in range(10):
+        link.learn(1_000_000, 10.0)
+    assert link.estimate == pytest.approx(1e5, rel=0.15)

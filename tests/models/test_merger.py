@@ -1,0 +1,196 @@
+"""What a peer does with the models that come in: by each rule, with liars among them, and parts of models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from gossipml.models.averaging import Coordinates
+from gossipml.models.compression import parse_form, unpack_into
+from gossipml.models.feedback import MOST_STATES, Outgoing
+from gossipml.models.merge_rules import merge, parse_merge
+from gossipml.models.merger import Merger
+from gossipml.models.merging import FACTOR, LEARNT
+
+Vector = NDArray[np.float32]
+PAIRS = ("clipping", "age", "mean", "slerp")
+TOGETHER = ("median", "trimmed-mean:1", "krum:1", "multi-krum:1")
+
+
+def vectors(count: int, size: int = 40, seed: int = 0) -> list[Vector]:
+    return list(np.random.RandomState(seed).normal(size=(count, size)).astype(np.float32))
+
+
+def plain(rule: str, size: int = 40) -> Merger:
+    return Merger(parse_merge(rule), Coordinates(size, size))
+
+
+@pytest.mark.parametrize("rule", PAIRS)
+def test_a_merge_lies_between_both_and_is_the_same_for_arrays_and_tensors(rule: str) -> None:
+    x, m = vectors(2)
+    tensor, own = torch.from_numpy(x.copy()), x.copy()
+    report = plain(rule).take(own, m.copy(), 0.25)
+    assert report.applied and report.distance == pytest.approx(float(np.linalg.norm(m - x)), rel=1e-5)
+    assert plain(rule).take(tensor, torch.from_numpy(m.copy()), 0.25).applied
+    assert tensor.numpy() == pytest.approx(own, abs=1e-6)
+    if rule in ("age", "mean"):
+        assert own == pytest.approx(0.75 * x + 0.25 * m, abs=1e-6)
+    assert np.linalg.norm(own - m) < np.linalg.norm(x - m)
+
+
+@pytest.mark.parametrize("rule", TOGETHER)
+def test_several_models_are_merged_by_the_rule(rule: str) -> None:
+    x, *others = vectors(6)
+    expected = merge(parse_merge(rule), np.stack([x, *others]))
+    own, tensor = x.copy(), torch.from_numpy(x.copy())
+    reports = plain(rule).take_together(own, others)
+    assert [report.applied for report in reports] == [True] * 5
+    assert own == pytest.approx(expected)
+    plain(rule).take_together(tensor, [torch.from_numpy(other) for other in others])
+    assert tensor.numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_too_few_models_change_nothing_and_are_nobodys_fault() -> None:
+    x, *others = vectors(4)
+    own = x.copy()
+    reports = plain("krum:1").take_together(own, others)
+    assert not any(report.applied or report.fault for report in reports)
+    assert "needs 5 models, there are 4" in reports[0].reason
+    assert np.array_equal(own, x)
+
+
+def after_honest_exchanges(rule: str = "clipping", size: int = 40) -> tuple[Merger, Vector]:
+    """A merger that knows neighbours one tenth of its norm away."""
+    merger, x = plain(rule, size), np.ones(size, dtype=np.float32)
+    for noise in vectors(2 * LEARNT, size):
+        merger.take(x, x + np.float32(0.1) * noise, 0.0)
+    return merger, x
+
+
+def test_a_sign_flip_and_a_hundredfold_model_are_left_out_without_a_strike() -> None:
+    for lie in (np.float32(-1), np.float32(100)):
+        merger, x = after_honest_exchanges()
+        report = merger.take(x, lie * x, 0.5)
+        assert not report.applied and not report.fault
+        assert "times as far from ours as usual" in report.reason
+        assert (x == 1).all()
+
+
+def test_a_model_somewhat_too_far_away_moves_us_by_the_bound() -> None:
+    merger, x = after_honest_exchanges()
+    usual = merger._bound.usual
+    assert usual is not None
+    before = x.copy()
+    far = x + np.float32(3 * usual / 40**0.5)
+    assert merger.take(x, far, 1.0).applied
+    assert np.linalg.norm(x - before) == pytest.approx(FACTOR * usual, rel=1e-4)
+
+
+def test_who_was_away_for_long_follows_as_soon_as_most_of_what_it_hears_is_far_away() -> None:
+    merger, x = after_honest_exchanges()
+    other = x + np.float32(2)
+    refused = 0
+    while not merger.take(x, other.copy(), 0.5).applied:
+        refused += 1
+    assert refused <= LEARNT * 2, "half of the distances that it remembers"
+    for _ in range(10):
+        merger.take(x, other.copy(), 0.5)
+    assert np.linalg.norm(other - x) < 0.1 * np.linalg.norm(other)
+
+
+def test_a_restart_or_a_loaded_version_is_followed_at_once() -> None:
+    merger, x = after_honest_exchanges()
+    merger.forget()
+    assert merger.take(x, x + np.float32(0.9), 0.5).applied
+    assert x[0] == pytest.approx(1.45)
+
+
+def test_halves_of_a_network_that_were_apart_do_not_leave_each_other_out() -> None:
+    merger, x = plain("clipping"), np.ones(40, dtype=np.float32)
+    for _ in range(20):
+        merger.take(x, x.copy(), 0.5)  # at rest: all agree
+    assert merger.take(x, x + np.float32(0.4), 0.5).applied
+
+
+def test_buffers_are_clipped_by_themselves_and_stay_variances() -> None:
+    coordinates = Coordinates(14, 10, ((12, 14),))
+    merger = Merger(parse_merge("clipping"), coordinates)
+    x = np.concatenate([np.ones(10), [0, 0, 50, 50]]).astype(np.float32)
+    for noise in vectors(2 * LEARNT, 14):
+        m = x + np.float32(0.1) * noise
+        merger.take(x, m, 0.0)
+    poisoned = x.copy()
+    poisoned[12:] = 1e6
+    before = x.copy()
+    assert merger.take(x, poisoned, 1.0).applied
+    assert np.array_equal(x[:10], before[:10])
+    assert 0 < np.linalg.norm(x[10:] - before[10:]) < 1.0, "no further than buffers usually are, not than weights are"
+    negative = x.copy()
+    negative[13] = -1
+    report = merger.take(x, negative, 0.5)
+    assert report.fault and "variance" in report.reason
+    assert (x[12:] >= 0).all()
+
+
+def test_our_own_broken_parameters_are_nobodys_fault() -> None:
+    x = np.full(40, np.nan, dtype=np.float32)
+    report = plain("clipping").take(x, np.ones(40, dtype=np.float32), 0.5)
+    assert not report.applied and not report.fault
+    [report] = plain("median").take_together(x, [np.ones(40, dtype=np.float32)])
+    assert not report.applied and not report.fault
+
+
+# What is sent.
+
+
+def send(outgoing: Outgoing, name: str, values: Vector) -> Vector:
+    """What a receiver that has zeros reads."""
+    form, body = parse_form(name), bytearray(1000)
+    size = outgoing.pack_into(form, values, memoryview(body))
+    read = np.zeros_like(values)
+    unpack_into(form, body[:size], read)
+    return read
+
+
+def test_top_k_sends_in_turn_what_has_moved_and_misses_nothing() -> None:
+    [values] = vectors(1, 100)
+    outgoing, receiver = Outgoing(np.zeros(100, dtype=np.float32)), np.zeros(100, dtype=np.float32)
+    for push in range(10):
+        read = send(outgoing, "float32-top10", values)
+        assert np.count_nonzero(read) == 10
+        receiver[read != 0] = read[read != 0]
+        assert np.count_nonzero(receiver) == 10 * (push + 1), "nothing twice before all have gone"
+    assert np.array_equal(receiver, values)
+
+
+def test_int4_sends_later_what_it_rounded_away() -> None:
+    [values] = vectors(1, 100)
+    outgoing = Outgoing(np.zeros(100, dtype=np.float32))
+    first = send(outgoing, "int4", values)
+    mean = np.mean([first, *(send(outgoing, "int4", values) for _ in range(49))], axis=0)
+    assert np.abs(first - values).max() > 0.05
+    assert np.abs(mean - values).max() < 0.02
+
+
+def test_parameters_that_cannot_be_sent_leave_the_state_as_it_was() -> None:
+    [values] = vectors(1, 100)
+    broken = values.copy()
+    broken[3] = np.nan
+    for name in ("int4", "int8-top10"):
+        outgoing, same = (Outgoing(np.zeros(100, dtype=np.float32)) for _ in range(2))
+        with pytest.raises(Exception, match=r"finite|parameter is nan"):
+            send(outgoing, name, broken)
+        assert np.array_equal(send(outgoing, name, values), send(same, name, values))
+
+
+def test_each_form_has_a_state_of_its_own_and_they_are_bounded() -> None:
+    [values] = vectors(1, 100)
+    outgoing = Outgoing(np.zeros(100, dtype=np.float32))
+    first = send(outgoing, "float32-top10", values)
+    assert np.array_equal(send(outgoing, "float32-top20", values) != 0, np.abs(values) >= np.sort(np.abs(values))[-20])
+    assert not np.array_equal(send(outgoing, "float32-top10", values) != 0, first != 0)
+    for percent in range(1, 40):
+        send(outgoing, f"float32-top{percent}", values)
+    assert len(outgoing._states) == MOST_STATES
