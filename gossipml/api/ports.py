@@ -143,10 +143,12 @@ class Metric:
 
     name: str
     """By the conventions of Prometheus: `gossipml_bytes_sent_total`."""
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     help: str
     value: float
     labels: dict[str, str] = field(default_factory=dict)
+    suffix: str = ""
+    """Of a histogram's sample: `_bucket`, `_sum`, `_count`."""
 
 
 @dataclass(frozen=True)

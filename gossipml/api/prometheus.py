@@ -18,7 +18,7 @@ def exposition(metrics: Iterable[Metric]) -> str:
     for name, family in families.items():
         lines.append(f"# HELP {name} {_escaped(family[0].help, quote=False)}")
         lines.append(f"# TYPE {name} {family[0].kind}")
-        lines.extend(f"{name}{_labels(metric.labels)} {metric.value:.17g}" for metric in family)
+        lines.extend(f"{name}{metric.suffix}{_labels(metric.labels)} {metric.value:.17g}" for metric in family)
     return "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,7 @@ from gossipml import __version__
 from gossipml.api import openapi, page, prometheus, strict_json, tensors
 from gossipml.api.answers import Refusal, json_response
 from gossipml.api.audit import audited
+from gossipml.api.durations import Durations
 from gossipml.api.event_stream import EventStream
 from gossipml.api.guard import Guard, GuardRules, check_token, headers_of
 from gossipml.api.ports import (
@@ -91,6 +92,7 @@ class Endpoint:
         self._reading = trio.CapacityLimiter(1)
         self._openapi = strict_json.dump(openapi.document())
         self._rules = rules
+        self._durations = Durations()
         self._routes = _Routes((o.method, o.path, self._route(o)) for o in openapi.OPERATIONS)
         self.app = Guard(self._routed, rules)
 
@@ -106,6 +108,7 @@ class Endpoint:
             check_token(headers_of(request.scope), self._rules, request.scope["server"][1])
             return await answer(request)
 
+        answer = self._durations.timed(operation.method, operation.path, answer)
         if operation.answer in ("Prediction", "InferAnswer"):
             return audited(answer, self._node)
         return with_token if operation.changes else answer
@@ -171,7 +174,7 @@ class Endpoint:
             Metric("gossipml_http_responses_total", "counter", "HTTP answers by status.", count, {"code": str(code)})
             for code, count in sorted(self.app.answered.items())
         ]
-        text = prometheus.exposition([*self._node.metrics(), *own])
+        text = prometheus.exposition([*self._node.metrics(), *own, *self._durations.metrics()])
         return Response(text, media_type=prometheus.MEDIA_TYPE)
 
     # Published models

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The record of all predictions.", no_args_is_help=True)
 
+ANSWER = 50  # characters of an answer in the list; the whole of it is in the export
+
 Json = Annotated[bool, typer.Option("--json", help="Print data for a program.")]
 Model = Annotated[str, typer.Option(help="Only those of this model.")]
 
@@ -45,18 +47,15 @@ def list_entries(
         print_json([_fields(row) for row in rows])
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column, right in (("n", True), ("time", False), ("status", True), ("model", False), ("version", False),
-                          ("by", False), ("input", False), ("ms", True), ("answer", False)):  # fmt: skip
-        table.add_column(
-            column, justify="right" if right else "left", no_wrap=True, overflow="ellipsis",
-            min_width=len(column), ratio=1 if column == "answer" else None,
-        )  # fmt: skip
+    right = ("n", "status", "ms")
+    for column in ("n", "time", "status", "model", "version", "by", "input", "ms", "answer"):
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
     for row in rows:
         e = row.entry
         when = datetime.fromtimestamp(e.time).strftime("%m-%d %H:%M:%S")
-        given = f"{e.size} B {e.input[:8]}"
-        cells = (when, str(e.status), e.model, e.version[:16], e.peer[:8], given, f"{1000 * e.seconds:.1f}", e.answer)
-        table.add_row(str(row.n), *cells)
+        given = f"{e.size} B, {e.input[:8]}"
+        cells = (when, str(e.status), e.model, e.version[:12], e.peer[:8], given, f"{1000 * e.seconds:.1f}")
+        table.add_row(str(row.n), *cells, e.answer[:ANSWER])
     console = Console(highlight=False, markup=False)
     Console(width=None if console.is_terminal else 200, highlight=False, markup=False).print(table)
 
@@ -120,6 +119,8 @@ def export(
             else:
                 for line in rows():
                     out.write(json.dumps(line) + "\n")
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}") from None
 

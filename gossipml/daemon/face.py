@@ -35,6 +35,7 @@ from gossipml.daemon.history import History
 from gossipml.daemon.learner import Progress
 from gossipml.daemon.library import name_of
 from gossipml.daemon.library_face import LibraryFace
+from gossipml.daemon.metrics import metrics
 from gossipml.daemon.node import Node
 from gossipml.errors import UserError
 from gossipml.ids import format_peer_id
@@ -265,47 +266,7 @@ class Face:
     # Metrics
 
     def metrics(self) -> Sequence[Metric]:
-        node, progress = self.node, self.node.learner.progress
-        stats, dht, swarm = node.mesh.stats, node.dht.stats, node.library.swarm.stats
-        evaluation = progress.evaluation
-
-        def counter(name: str, help: str, value: float) -> Metric:
-            return Metric(f"gossipml_{name}_total", "counter", help, value)
-
-        def gauge(name: str, help: str, value: float) -> Metric:
-            return Metric(f"gossipml_{name}", "gauge", help, value)
-
-        metrics = [
-            counter("rounds", "Rounds of local training.", progress.round),
-            counter("samples", "Samples trained on.", progress.samples),
-            counter("training_seconds", "Time spent in training.", progress.seconds),
-            gauge("age_samples", "Samples behind the model.", node.gossip.age),
-            gauge("paused", "1 while training is paused.", float(progress.state == "paused")),
-            gauge("neighbours", "Open sessions with other peers.", len(node.mesh.links())),
-            counter("updates_sent", "Model updates sent.", stats.updates_sent),
-            counter("updates_received", "Model updates received whole.", stats.updates_received),
-            counter("updates_refused", "Model updates refused by their header.", stats.updates_refused),
-            counter("merges", "Model updates merged.", stats.merges),
-            counter("merges_refused", "Model updates refused for their values.", stats.merges_refused),
-            counter("gossip_bytes_sent", "Bytes sent to other peers.", stats.traffic.sent),
-            counter("gossip_bytes_received", "Bytes received from other peers.", stats.traffic.received),
-            counter("dht_datagrams_sent", "Datagrams of the DHT sent.", dht.sent),
-            counter("dht_datagrams_received", "Datagrams of the DHT received.", dht.received),
-            gauge("dht_nodes", "Proven nodes in the routing table.", dht.nodes),
-            gauge("dht_records", "Records held for others.", dht.records),
-            gauge("store_bytes", "Bytes of the model store.", node.library.store.used),
-            gauge("store_versions", "Versions that are whole here.", len(node.library.store.versions())),
-            counter("swarm_bytes_sent", "Bytes of pieces sent.", swarm.bytes_up),
-            counter("swarm_bytes_received", "Bytes of pieces received.", swarm.bytes_down),
-            counter("swarm_pieces_bad", "Pieces received with wrong bytes.", swarm.pieces_bad),
-        ]
-        if evaluation is not None:
-            metrics.append(
-                gauge("test_accuracy", "Accuracy of the served model on the test data.", evaluation.accuracy)
-            )
-        if progress.loss is not None:
-            metrics.append(gauge("training_loss", "Mean loss of the last round.", progress.loss))
-        return metrics
+        return metrics(self.node, self.audit)
 
 
 def _as_json(request: PredictRequest) -> bytes:

@@ -396,6 +396,18 @@ async def test_metrics_are_in_the_text_format() -> None:
     )
 
 
+async def test_answers_are_timed_by_route() -> None:
+    asker = client(FakeNode())
+    for target in ("/healthz", "/healthz", "/predict/none?a=1"):
+        await asker.get(target)
+    text = (await asker.get("/metrics")).body.decode()
+    labels = 'method="GET",path="/healthz"'
+    assert f'gossipml_http_request_duration_seconds_bucket{{{labels},le="+Inf"}} 2' in text
+    assert f"gossipml_http_request_duration_seconds_count{{{labels}}} 2" in text
+    assert 'gossipml_http_request_duration_seconds_count{method="GET",path="/predict/{model}"} 1' in text
+    assert text.count("# TYPE gossipml_http_request_duration_seconds histogram\n") == 1
+
+
 async def test_published_and_served_models_are_one_list() -> None:
     lines = {str(line["name"]): line for line in rows((await client(FakeNode()).get("/v1/models")).json()["models"])}
     assert set(lines) == {"xor", "other", "digits-mlp"}

@@ -111,7 +111,10 @@ def test_status_says_why_in_a_sentence() -> None:
         assert status["paused"] == "by its user"
         assert str(status["sentence"]).startswith("paused: by its user; averaging and answering go on")
         assert ready.ok, "it answers"
-        assert any(m.name == "gossipml_paused" and m.value == 1.0 for m in face(member).metrics())
+        assert any(
+            m.name == "gossipml_state" and m.labels == {"state": "paused"} and m.value == 1.0
+            for m in face(member).metrics()
+        )
 
     play(scenario)
 
