@@ -1,15 +1,16 @@
-"""Answers one prediction request: JSON in, JSON out.
+"""Reads one prediction request and writes its answer; many at once where they come together.
 
-The request is the body of the client, one of
-- the Open Inference Protocol (KServe V2) infer request: `{"inputs": [{"name", "datatype", "shape", "data"}],
-  "outputs": [{"name"}]?, "id"?}`; answered by `{"model_name", "outputs": [...], "id"?}`;
-- `{"instances": [SAMPLE, ...]}`, answered by `{"predictions": [ANSWER, ...]}`;
-- one SAMPLE, or a list of them, answered by the ANSWER alone (or by predictions);
-- the bytes of one picture (JPEG, PNG, BMP, GIF, WebP), answered by the ANSWER.
+A request comes in one of these forms:
+- `json`: `{"instances": [SAMPLE, ...]}`, answered by `{"predictions": [ANSWER, ...]}`; or one SAMPLE, or a list of
+  them, answered by the ANSWER alone (or by predictions);
+- `csv`: one row, answered by the ANSWER;
+- `picture`: the bytes of one picture (JPEG, PNG, BMP, GIF, WebP), answered by the ANSWER;
+- `infer`: the Open Inference Protocol, see `gossipml.models.infer`.
 A SAMPLE is a list of numbers in the shape of the model's input (or flat), or an object of the feature names
 (`{"a": 0, "b": 1}`; the query parameters of a URL, so numbers may be text). A query without names uses
-`values=1,2,3`. Where the model takes pictures, `{"image": BASE64}` is a SAMPLE, too: the bytes of a picture, which is
-scaled to the model's size. Values are raw, as the data source has them: `ingest` scales them.
+`values=1,2,3`. Where the model takes pictures, `{"image": TEXT}` is a SAMPLE, too, TEXT being a data URL or base64 of
+a picture, which is scaled to the model's size; a data URL also by itself. Values are raw, as the data source has them:
+`ingest` scales them.
 
 Every fault is a UserError with a sentence. The daemon has bounded the body; here count, name, shape, datatype
 and finiteness are checked. Knows nothing of torch: `forward` is passed in.
@@ -19,12 +20,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 
+from gossipml import strict_json
 from gossipml.errors import UserError
 from gossipml.models.registry import nearest
 from gossipml.models.sources_picture import MAX_PIXELS, decode, looks_like_picture, measure
@@ -32,41 +36,117 @@ from gossipml.models.spec import DATATYPES, Array, Json, Spec, TensorSpec, pictu
 
 MAX_SAMPLES = 4096  # per request; bounds the time that one request takes from training
 MAX_INPUT_VALUES = 1 << 24  # 64 MiB of float32
+DATA_URL = "data:image/"
+
+Form: TypeAlias = Literal["json", "picture", "csv", "infer"]
+FORMS: tuple[Form, ...] = ("json", "picture", "csv", "infer")
 
 Forward = Callable[[Array], Array]
 """Ingested samples (n, ...) float32 to outputs (n, ...)."""
 
 
-def answer(spec: Spec, request: bytes, forward: Forward) -> bytes:
-    """The answer as JSON, or UserError."""
-    if looks_like_picture(request):
-        reply: Json = predict_samples(spec, _read_picture(spec, request).reshape(1, *sample_shape(spec)), forward)[0]
-        return _write(reply)
-    value = parse(request)
-    if isinstance(value, dict) and "inputs" in value and "inputs" not in spec.features:
-        reply = _infer(spec, value, forward)
-    else:
-        samples, single = read_samples(spec, value)
-        answers = predict_samples(spec, samples, forward)
-        reply = answers[0] if single else {"predictions": list(answers)}
-    return _write(reply)
+@dataclass(frozen=True)
+class Names:
+    """What an answer says of itself."""
+
+    model: str
+    version: str
+    peer: str
 
 
-def _write(reply: Json) -> bytes:
-    return json.dumps(reply, allow_nan=False, separators=(",", ":")).encode()
+@dataclass(frozen=True)
+class Written:
+    body: bytes = field(repr=False)
+    json_size: int | None = None
+    """How many bytes of the body are JSON, where binary tensors follow."""
 
 
-def parse(request: bytes) -> Json:
-    """The JSON value; UserError for NaN, Infinity, numbers beyond float64 and what is not JSON."""
+@dataclass(frozen=True)
+class Question:
+    """A request that was read."""
 
-    def refuse(constant: str) -> Json:
-        raise UserError(f"the request holds {constant}, which is not a number that JSON has; send finite numbers")
+    samples: Array
+    """Raw, (n, ...)."""
+    write: Callable[[list[dict[str, Json]], Names], Written]
+    """The answer of these answers of `egest`, one a sample."""
 
+
+def read(spec: Spec, form: Form, body: bytes, json_size: int | None = None) -> Question:
+    """What the request asks, or UserError."""
+    from gossipml.models.infer import read_infer
+
+    match form:
+        case "infer":
+            return read_infer(spec, body, json_size)
+        case "picture":
+            return Question(_read_picture(spec, body).reshape(1, *sample_shape(spec)), _write_one)
+        case "csv":
+            return Question(_stack(spec, [_read_row(body)]), _write_one)
+        case "json":
+            samples, single = read_samples(spec, cast("Json", strict_json.parse(body)))
+            return Question(samples, _write_one if single else _write_all)
+
+
+Answers: TypeAlias = "list[dict[str, Json]] | Exception"
+
+
+def answer_together(spec: Spec, questions: Sequence[Question], forward: Forward) -> list[Answers]:
+    """The answers of `egest` to each question, or what went wrong with it; one pass through the model for all."""
     try:
-        value: Json = json.loads(request, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the request is not JSON: {error}") from None
-    return value
+        samples = [question.samples for question in questions]
+        answers = predict_samples(spec, np.concatenate(samples) if len(samples) > 1 else samples[0], forward)
+    except Exception as error:
+        if len(questions) == 1:
+            return [error]
+        return [answer_together(spec, [question], forward)[0] for question in questions]
+    divided: list[Answers] = []
+    begin = 0
+    for question in questions:
+        end = begin + len(question.samples)
+        divided.append(answers[begin:end])
+        begin = end
+    return divided
+
+
+def answer(spec: Spec, request: bytes, forward: Forward) -> bytes:
+    """The answer to one picture or JSON, an infer request where it has "inputs"; or UserError."""
+    form: Form = "picture" if looks_like_picture(request) else "json"
+    if form == "json" and "inputs" not in spec.features:
+        value = strict_json.parse(request)
+        form = "infer" if isinstance(value, dict) and "inputs" in value else "json"
+    question = read(spec, form, request)
+    (found,) = answer_together(spec, [question], forward)
+    if isinstance(found, Exception):
+        raise found
+    return question.write(found, Names(spec.name, "", "")).body
+
+
+def _write_one(answers: list[dict[str, Json]], names: Names) -> Written:
+    return _write(answers[0], names)
+
+
+def _write_all(answers: list[dict[str, Json]], names: Names) -> Written:
+    return _write({"predictions": list(answers)}, names)
+
+
+def _write(answer: dict[str, Json], names: Names) -> Written:
+    whole = {**answer, "model": names.model, "version": names.version, "peer": names.peer}
+    return Written(strict_json.dump(cast("strict_json.JSON", whole)))
+
+
+def _read_row(body: bytes) -> list[Json]:
+    """The cells of the one row of the body."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"the body is not UTF-8 at byte {error.start}; send CSV as UTF-8") from None
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) != 1:
+        raise UserError(f"the body has {len(lines)} lines with something in them; send one row without a header")
+    try:
+        return [cell.strip() for cell in next(csv.reader(lines, strict=True))]
+    except csv.Error as error:
+        raise UserError(f"the row is not CSV: {error}") from None
 
 
 def predict_samples(spec: Spec, samples: Array, forward: Forward) -> list[dict[str, Json]]:
@@ -87,19 +167,21 @@ def read_samples(spec: Spec, value: Json) -> tuple[Array, bool]:
         return _stack(spec, instances), False
     if isinstance(value, dict):
         return _stack(spec, [value]), True
+    if isinstance(value, str) and value.startswith(DATA_URL):
+        return _stack(spec, [value]), True
     if not isinstance(value, list) or not value:
         raise UserError(f"the request is no sample; {_expected(spec)}")
-    if all(isinstance(item, int | float) and not isinstance(item, bool) for item in value):
+    if set(map(type, value)) <= {int, float}:
         if len(value) == math.prod(shape):
             return _stack(spec, [value]), True
         raise UserError(f"the sample has {len(value)} values; {_expected(spec)}")
-    if isinstance(value[0], list) and len(shape) > 1 and _shape_of(value) == shape:
+    if isinstance(value[0], list) and len(shape) > 1 and shape_of(value) == shape:
         return _stack(spec, [value]), True
     return _stack(spec, value), False
 
 
 def _stack(spec: Spec, samples: list[Json]) -> Array:
-    _check_count(spec, len(samples), math.prod(sample_shape(spec)))
+    check_count(spec, len(samples), math.prod(sample_shape(spec)))
     shape = sample_shape(spec)
     _check_pictures(spec, samples)
     return np.stack([_read_sample(spec, sample).reshape(shape) for sample in samples])
@@ -113,23 +195,28 @@ def _read_sample(spec: Spec, sample: Json) -> Array:
         sample = _named_values(spec, sample)
     if not isinstance(sample, list):
         raise UserError(f"a sample is {_kind(sample)}; {_expected(spec)}")
-    found = _shape_of(sample)
+    found = shape_of(sample)
     if found != sample_shape(spec) and found != (size,):
         raise UserError(f"the sample has the shape {list(found or ())}; {_expected(spec)}")
-    return _numbers(sample, spec.inputs[0]).reshape(-1)
+    return numbers(sample, spec.inputs[0], text=True).reshape(-1)
 
 
 def _picture_in(spec: Spec, sample: Json) -> bytes | None:
     """The bytes of a picture where the sample is one."""
-    if not isinstance(sample, dict) or set(sample) != {"image"} or "image" in spec.features:
+    if isinstance(sample, str) and sample.startswith(DATA_URL):
+        text: Json = sample
+    elif isinstance(sample, dict) and set(sample) == {"image"} and "image" not in spec.features:
+        text = sample["image"]
+    else:
         return None
-    text = sample["image"]
     try:
         if isinstance(text, str):
-            return base64.b64decode(text, validate=True)
+            head, comma, data = text.partition(",")
+            is_url = comma and head.startswith(DATA_URL) and head.endswith(";base64")  # RFC 2397
+            return base64.b64decode(data if is_url else text, validate=True)
     except (binascii.Error, ValueError):
         pass
-    raise UserError('"image" is not base64; send the bytes of a picture file in base64')
+    raise UserError('"image" is not base64; send the bytes of a picture file in base64, or data:image/png;base64,...')
 
 
 def _check_pictures(spec: Spec, samples: list[Json]) -> None:
@@ -171,94 +258,29 @@ def _named_values(spec: Spec, sample: dict[str, Json]) -> list[Json]:
     return [sample[name] for name in spec.features]
 
 
-def _infer(spec: Spec, request: dict[str, Json], forward: Forward) -> dict[str, Json]:
-    tensor = spec.inputs[0]
-    inputs = request["inputs"]
-    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        count = len(inputs) if isinstance(inputs, list) else 0
-        raise UserError(f'"inputs" holds {count} tensors; the model {spec.name!r} takes one, {tensor.name!r}')
-    wanted = _wanted_outputs(spec, request.get("outputs"))
-    samples = _read_tensor(spec, inputs[0])
-    answers = predict_samples(spec, samples, forward)
-    reply: dict[str, Json] = {
-        "model_name": spec.name,
-        "outputs": [_write_tensor(output, answers) for output in wanted],
-    }
-    if isinstance(identifier := request.get("id"), str):
-        reply["id"] = identifier
-    return reply
-
-
-def _read_tensor(spec: Spec, given: dict[str, Json]) -> Array:
-    tensor = spec.inputs[0]
-    if given.get("name") != tensor.name:
-        raise UserError(f"there is no input {given.get('name')!r}; the model {spec.name!r} takes {tensor.name!r}")
-    datatype = given.get("datatype")
-    if datatype != tensor.datatype:
-        raise UserError(f"the input {tensor.name!r} has datatype {datatype!r}; send {tensor.datatype}")
-    shape = given.get("shape")
-    if (
-        not isinstance(shape, list)
-        or any(not isinstance(n, int) or isinstance(n, bool) for n in shape)
-        or len(shape) != len(tensor.shape)
-        or shape[1:] != list(tensor.shape[1:])
-    ):
-        raise UserError(f"the input {tensor.name!r} has shape {shape}; send {list(tensor.shape)}")
-    count = shape[0]
-    assert isinstance(count, int)
-    _check_count(spec, count, math.prod(tensor.shape[1:]))
-    data = given.get("data")
-    if not isinstance(data, list):
-        raise UserError(f"the input {tensor.name!r} has no list of data; send the values in row-major order")
-    found = _shape_of(data)
-    full = (count, *tensor.shape[1:])
-    if found != full and found != (math.prod(full),):
-        raise UserError(f"the data of {tensor.name!r} has the shape {list(found or ())}, its shape says {list(full)}")
-    return _numbers(data, tensor).reshape(full)
-
-
-def _wanted_outputs(spec: Spec, given: Json) -> tuple[TensorSpec, ...]:
-    if given is None or given == []:
-        return spec.outputs
-    known = {output.name: output for output in spec.outputs}
-    if not isinstance(given, list) or len(given) > len(known):
-        raise UserError(f'"outputs" is not a list of at most {len(known)} of {", ".join(known)}')
-    wanted = []
-    for item in given:
-        name = item.get("name") if isinstance(item, dict) else None
-        if not isinstance(name, str) or name not in known:
-            raise UserError(f"there is no output {name!r}; {nearest(str(name), known)}")
-        wanted.append(known[name])
-    return tuple(wanted)
-
-
-def _write_tensor(output: TensorSpec, answers: list[dict[str, Json]]) -> dict[str, Json]:
-    try:
-        values: Array = np.array([answer[output.name] for answer in answers], dtype=DATATYPES[output.datatype])
-        values = values.reshape(len(answers), *output.shape[1:])
-    except (KeyError, ValueError, TypeError):
-        raise UserError(f"the model's egest gives no {output.name!r} of shape {list(output.shape)}") from None
-    flat: list[Json] = values.reshape(-1).tolist()
-    return {"name": output.name, "datatype": output.datatype, "shape": list(values.shape), "data": flat}
-
-
-def _numbers(values: list[Json], tensor: TensorSpec) -> Array:
-    """Nested lists of one shape as an array of the tensor's datatype; finite."""
+def numbers(values: list[Json], tensor: TensorSpec, *, text: bool = False) -> Array:
+    """Nested lists of one shape as a flat array of the tensor's datatype; finite. `text` lets numbers be text."""
     flat: list[Json] = values
     while flat and isinstance(flat[0], list):
-        flat = [item for row in flat for item in row]  # type: ignore[union-attr]  # _shape_of saw equal lists
+        flat = [item for row in flat for item in row]  # type: ignore[union-attr]  # shape_of saw equal lists
+    kinds: set[type] = set(map(type, flat))
     if tensor.datatype == "BYTES":
-        if not all(isinstance(item, str) for item in flat):
+        if kinds - {str}:
             raise UserError(f"the values of {tensor.name!r} must be text")
         return np.array(flat, dtype=np.object_)
-    for item in flat:
-        if (isinstance(item, bool) and tensor.datatype != "BOOL") or not isinstance(item, int | float | str):
-            raise UserError(f"a value of {tensor.name!r} is {_kind(item)}; send numbers")
+    allowed = {int, float} | ({str} if text else set()) | ({bool} if tensor.datatype == "BOOL" else set())
+    if kinds - allowed:
+        wrong = next(item for item in flat if type(item) not in allowed)
+        raise UserError(f"a value of {tensor.name!r} is {_kind(wrong)}; send numbers")
+    kind = DATATYPES[tensor.datatype]
     try:
-        exact = np.array([float(item) for item in flat], dtype=np.float64)  # type: ignore[arg-type]
+        if kinds <= {int} and np.issubdtype(kind, np.integer):
+            exact: Array = np.array(flat, dtype=np.int64)  # float64 has 53 bits
+        else:
+            items = [float(item) for item in flat] if str in kinds else flat  # type: ignore[arg-type]
+            exact = np.array(items, dtype=np.float64)
     except (ValueError, OverflowError):
         raise UserError(f"a value of {tensor.name!r} is not a number; send finite numbers") from None
-    kind = DATATYPES[tensor.datatype]
     with np.errstate(all="ignore"):
         cast: Array = exact.astype(kind)
         whole = np.issubdtype(kind, np.floating) or bool((cast == exact).all())
@@ -267,22 +289,22 @@ def _numbers(values: list[Json], tensor: TensorSpec) -> Array:
     return cast
 
 
-def _check_count(spec: Spec, samples: int, size: int) -> None:
+def check_count(spec: Spec, samples: int, size: int) -> None:
     if not 1 <= samples <= MAX_SAMPLES or samples * size > MAX_INPUT_VALUES:
         bound = min(MAX_SAMPLES, max(1, MAX_INPUT_VALUES // size))
         raise UserError(f"the request has {samples} samples; {spec.name!r} takes 1 to {bound} at a time")
 
 
-def _shape_of(value: Json) -> tuple[int, ...] | None:
+def shape_of(value: Json) -> tuple[int, ...] | None:
     """Shape of equally long nested lists; None when they are not."""
     if not isinstance(value, list):
         return ()
     if not value:
         return (0,)
-    first = _shape_of(value[0])
-    if first is None or (first == () and any(isinstance(item, list) for item in value)):
+    first = shape_of(value[0])
+    if first is None or (first == () and list in set(map(type, value))):
         return None
-    if first != () and any(_shape_of(item) != first for item in value[1:]):
+    if first != () and any(shape_of(item) != first for item in value[1:]):
         return None
     return (len(value), *first)
 

@@ -27,8 +27,8 @@ class Answering:
         self._flat = flat
         self._device = device
 
-    def answer(self, request: bytes, vector: torch.Tensor) -> bytes:
-        """The answer with the parameters in `vector`; see `predict`."""
+    def forward(self, vector: torch.Tensor) -> predict.Forward:
+        """The model with the parameters in `vector`; UserError where its outputs are not finite."""
 
         def forward(inputs: Array) -> Array:
             with self.holding(vector) as module:
@@ -40,7 +40,7 @@ class Answering:
                 )
             return given
 
-        return predict.answer(self._spec, request, forward)
+        return forward
 
     def read(self, content: bytes) -> torch.Tensor:
         """The parameters (size,) in the file of a version. UserError when they are not this model's or not finite."""
@@ -65,7 +65,7 @@ class ServedModel:
 
     def __init__(self, spec: Spec, *, network_id: bytes, device: torch.device | None = None) -> None:
         device = device or torch.device("cpu")
-        self._spec = spec
+        self.spec = spec
         flat, self.layout = build_flat(spec, network_id, device, trains=False)
         self._vector = flat.vector
         self._answering = Answering(spec, flat, device)
@@ -75,7 +75,7 @@ class ServedModel:
 
     @property
     def batch(self) -> int:
-        return self._spec.batch
+        return self.spec.batch
 
     @property
     def sample_counts(self) -> dict[str, int]:
@@ -86,8 +86,8 @@ class ServedModel:
         self._vector.copy_(self._answering.read(content))
         self._loaded = True
 
-    def predict(self, request: bytes) -> bytes:
-        """The answer of the version loaded last; see `predict`."""
+    def forward(self) -> predict.Forward:
+        """The version loaded last."""
         if not self._loaded:
-            raise UserError(f"no version of {self._spec.name!r} has been loaded yet; ask again in a few seconds")
-        return self._answering.answer(request, self._vector)
+            raise UserError(f"no version of {self.spec.name!r} has been loaded yet; ask again in a few seconds")
+        return self._answering.forward(self._vector)

@@ -35,6 +35,7 @@ from gossipml.models.kernels import ModuleKernel, kernel_for
 from gossipml.models.merge_rules import MergeRule, parse_merge
 from gossipml.models.merger import Merger
 from gossipml.models.optimise import make_optimiser
+from gossipml.models.predict import Forward
 from gossipml.models.serving import Answering
 from gossipml.models.spec import Spec
 from gossipml.models.trainer import Evaluation, Export, Layout, MergeReport
@@ -62,7 +63,7 @@ class LocalTrainer:
         merge: MergeRule | None = None,
     ) -> None:
         self._device = device or torch.device("cpu")
-        self._spec = spec
+        self.spec = spec
         self._flat, self.layout = build_flat(spec, network_id, self._device)
         self._x = self._flat.vector
         self._average = self._x.clone()
@@ -122,7 +123,7 @@ class LocalTrainer:
             self._x.copy_(self._average)
             self._optimiser.reset()
             raise UserError(
-                f"training of {self._spec.name!r} diverged (its loss is {loss}); the parameters were put back to their "
+                f"training of {self.spec.name!r} diverged (its loss is {loss}); the parameters were put back to their "
                 "average. If it happens again, lower the learning rate in the model"
             )
         return loss
@@ -239,15 +240,23 @@ class LocalTrainer:
             inputs, targets = samples.between(start, start + EVALUATION_CHUNK)
             with self._answering.holding(vector) as module:
                 outputs = module(inputs)
-                accuracy += self._spec.metrics(outputs, targets)["accuracy"] * len(targets)
-                loss += float(self._spec.loss(outputs, targets)) * len(targets)
+                accuracy += self.spec.metrics(outputs, targets)["accuracy"] * len(targets)
+                loss += float(self.spec.loss(outputs, targets)) * len(targets)
             yield
         mean_loss = loss / len(samples)
         return accuracy / len(samples), mean_loss if math.isfinite(mean_loss) else 1e30
 
-    def predict(self, request: bytes) -> bytes:
-        """The answer of the served parameters; see `predict`."""
-        return self._answering.answer(request, self._average if self._serve_average else self._x)
+    def forward(self) -> Forward:
+        """The model with the served parameters."""
+        return self._answering.forward(self._served)
+
+    def pack_served(self) -> bytes:
+        """The file of a version with the served parameters."""
+        return self.pack(self._served)
+
+    @property
+    def _served(self) -> torch.Tensor:
+        return self._average if self._serve_average else self._x
 
     # Published versions
 
@@ -304,7 +313,7 @@ class LocalTrainer:
     def restore(self, data: bytes) -> None:
         """Undo of `save`. UserError when it is damaged or of another model; then nothing is changed."""
         tensors, progress = state.unpack(data, self.layout)
-        order = ShuffledOrder(len(self._train), self._spec.batch, 0)
+        order = ShuffledOrder(len(self._train), self.spec.batch, 0)
         try:
             order.restore(progress.order)
             generator, before = torch.get_rng_state(), self._optimiser.save()

@@ -35,6 +35,8 @@ from gossipml.models.worker_wire import FrameReader, SharedView, pack_frame
 if TYPE_CHECKING:
     import torch
 
+    from gossipml.models.hosting import Hosting, Request
+    from gossipml.models.predict import Forward, Written
     from gossipml.models.serving import ServedModel
     from gossipml.models.trainer import Evaluation
     from gossipml.models.training import LocalTrainer
@@ -62,7 +64,8 @@ def _claim_channel() -> tuple[int, int]:
     """Private copies of standard input and output; in their place nothing to read, and the log."""
     commands, answers = os.dup(0), os.dup(1)
     try:
-        fcntl.fcntl(answers, fcntl.F_SETPIPE_SZ, PIPE)
+        for pipe in (commands, answers):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
     except (AttributeError, OSError):
         pass  # not Linux, or more than this user may have: answers then go in pieces
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -98,6 +101,8 @@ class _Worker:
         self._looks: deque[_Running] = deque()
         self._model: LocalTrainer | ServedModel | None = None
         self._trains = True
+        self._hosting: Hosting | None = None
+        self._asked: list[Request] = []
         self._chosen: tuple[Evaluation, torch.Tensor] | None = None
         self._candidate: torch.Tensor | None = None
 
@@ -119,6 +124,7 @@ class _Worker:
                 wait = False
             if len(data) < READ:
                 break
+        self._predict()
         return True
 
     def _advance(self, queue: deque[_Running]) -> None:
@@ -160,6 +166,7 @@ class _Worker:
                 case "export":
                     self._answer(request, self._export())
                 case "load":
+                    self._predict()
                     self.model.load(self._delivered(fields))
                     self._answer(request, {})
                 case "read":
@@ -167,12 +174,21 @@ class _Worker:
                     self._answer(request, {})
                 case "score":
                     self._looks.append(_Running(request, self._score()))
+                case "serve":
+                    self._answer(request, self._serve(fields))
+                case "host":
+                    self._predict()
+                    self._answer(request, self._host(fields))
+                case "drop":
+                    self._predict()
+                    self.hosting.drop(codec.get_str(fields, "key"))
+                    self._answer(request, {})
                 case "predict":
-                    self._answer(request, {}, self.model.predict(body))
+                    self._asked.append(_read_request(request, fields, body))
+                case "served":
+                    self._answer(request, self._give(self.trainer.pack_served()))
                 case "save":
-                    state = self.trainer.save()
-                    self._outbox.for_writing(len(state))[:] = state
-                    self._answer(request, {"size": len(state)})
+                    self._answer(request, self._give(self.trainer.save()))
                 case "restore":
                     self.trainer.restore(self._delivered(fields))
                     self._answer(request, {})
@@ -213,6 +229,7 @@ class _Worker:
         local = local if self._trains else None
         merge = parse_merge(codec.get_str(fields, "merge"))
         self._model, where = _make_model(spec, local, network, seed * 1_000_003 + part.index, threads, device, merge)
+        self._hosting = _make_hosting(network, threads, device)
         layout = self._model.layout
         return {
             "layout": {
@@ -224,14 +241,55 @@ class _Worker:
             "samples": self._model.sample_counts,
             "batch": self._model.batch,
             "source": source,
-            "inputs": [_describe(tensor) for tensor in spec.inputs],
-            "outputs": [_describe(tensor) for tensor in spec.outputs],
-            "features": list(spec.features),
-            "picture": list(picture_shape(spec) or ()),
-            "labels": list(spec.labels),
+            **_describe_spec(spec),
             "device": where,
             "threads": threads,
         }
+
+    def _serve(self, fields: Fields) -> Reply:
+        """No model of our own: to answer for those that are hosted."""
+        if self._hosting is not None:
+            raise LocalError("the worker is configured already")
+        _be_nice(codec.get_int(fields, "nice", high=MAX_NICE))
+        self._inbox = SharedView(codec.get_int(fields, "inbox"))
+        threads = codec.get_int(fields, "threads", low=1, high=MAX_THREADS)
+        self._hosting = _make_hosting(codec.get_bytes(fields, "network"), threads, codec.get_str(fields, "device"))
+        return {}
+
+    @property
+    def hosting(self) -> Hosting:
+        if self._hosting is None:
+            raise LocalError("the worker has not been configured")
+        return self._hosting
+
+    def _host(self, fields: Fields) -> Reply:
+        model, source = codec.get_str(fields, "model", limit=4096), codec.get_str(fields, "source", limit=4096)
+        return _describe_spec(self.hosting.host(codec.get_str(fields, "key"), model, source, self._delivered(fields)))
+
+    def _predict(self) -> None:
+        """Answer what was asked since the last time, together what asks one version."""
+        asked, self._asked = self._asked, []
+        by_key: dict[str, list[Request]] = {}
+        for request in asked:
+            by_key.setdefault(request.key, []).append(request)
+        for key, requests in by_key.items():
+            from gossipml.models.hosting import answer_all
+
+            try:
+                spec, forward = self._answering(key)
+                answers = answer_all(spec, forward, requests, time.monotonic())
+            except Exception as error:
+                answers = [(request.number, error) for request in requests]
+            self._send(b"".join(self._written(number, given) for number, given in answers))
+
+    def _answering(self, key: str) -> tuple[Spec, Forward]:
+        """A hosted version, or our own model."""
+        return self.hosting.model(key) if key else (self.model.spec, self.model.forward())
+
+    def _written(self, request: int, given: Written | Exception) -> bytes:
+        if isinstance(given, Exception):
+            return self._refusal(request, given)
+        return self._frame(request, {"json_size": given.json_size}, given.body)
 
     def _cancel(self, job: int) -> None:
         for running in [running for running in self._rounds if running.request == job]:
@@ -266,7 +324,9 @@ class _Worker:
         if self._chosen is None:
             raise LocalError("nothing has been chosen to be exported")
         (_, vector), self._chosen = self._chosen, None
-        content = self.trainer.pack(vector)
+        return self._give(self.trainer.pack(vector))
+
+    def _give(self, content: bytes) -> Reply:
         self._outbox.for_writing(len(content))[:] = content
         return {"size": len(content)}
 
@@ -280,19 +340,24 @@ class _Worker:
         return bytes(self._inbox.for_reading(codec.get_int(fields, "size")))
 
     def _answer(self, request: int, ok: Reply, body: bytes = b"") -> None:
+        self._send(self._frame(request, ok, body))
+
+    def _frame(self, request: int, ok: Reply, body: bytes) -> bytes:
         try:
-            frame = pack_frame({"id": request, "ok": ok}, body)
+            return pack_frame({"id": request, "ok": ok}, body)
         except LocalError as error:
-            frame = pack_frame({"id": request, "error": f"the answer is too large: {error}", "fault": "user"})
-        self._send(frame)
+            return pack_frame({"id": request, "error": f"the answer is too large: {error}", "fault": "user"})
 
     def _refuse(self, request: int, error: Exception) -> None:
+        self._send(self._refusal(request, error))
+
+    def _refusal(self, request: int, error: Exception) -> bytes:
         if not isinstance(error, UserError):
             traceback.print_exception(error)
         known = isinstance(error, GossipmlError)
         text = str(error) if known else f"the model's code failed: {type(error).__name__}: {error}"
         fault = "local" if known and not isinstance(error, UserError) else "user"
-        self._send(pack_frame({"id": request, "error": text[:4000], "fault": fault}))
+        return pack_frame({"id": request, "error": text[:4000], "fault": fault})
 
     def _send(self, frame: bytes) -> None:
         view = memoryview(frame)
@@ -334,6 +399,27 @@ def _make_model(
     return LocalTrainer(spec, local, network_id=network, seed=seed, device=where, merge=merge), str(where)
 
 
+def _make_hosting(network: bytes, threads: int, device: str) -> Hosting:
+    import torch
+
+    from gossipml.models.hosting import Hosting
+
+    torch.set_num_threads(threads)
+    return Hosting(network, _choose_device(device))
+
+
+def _read_request(number: int, fields: Fields, body: bytes) -> Request:
+    from gossipml.models.hosting import Request
+    from gossipml.models.predict import FORMS, Names
+
+    size, form = fields.get("json_size"), codec.get_str(fields, "form")
+    names = Names(codec.get_str(fields, "model"), codec.get_str(fields, "version"), codec.get_str(fields, "peer"))
+    return Request(
+        number, codec.get_str(fields, "key"), FORMS[FORMS.index(form)], names,
+        codec.get_float(fields, "until"), body, size if isinstance(size, int) else None,
+    )  # fmt: skip
+
+
 def _choose_device(device: str) -> torch.device:
     import torch
 
@@ -343,6 +429,16 @@ def _choose_device(device: str) -> torch.device:
     if device == "cuda" and not found:
         raise UserError("there is no CUDA device for this installation of torch; use --device cpu, or auto")
     return torch.device("cuda" if found else "cpu")
+
+
+def _describe_spec(spec: Spec) -> Reply:
+    return {
+        "inputs": [_describe(tensor) for tensor in spec.inputs],
+        "outputs": [_describe(tensor) for tensor in spec.outputs],
+        "labels": list(spec.labels),
+        "features": list(spec.features),
+        "picture": list(picture_shape(spec) or ()),
+    }
 
 
 def _describe(tensor: TensorSpec) -> list[object]:

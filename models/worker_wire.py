@@ -17,12 +17,17 @@ copy of its standard output. Request headers hold `id` and `do`; each is answere
 | `load` | size; the file of a version is in the inbox | nothing |
 | `read` | size; the file of a version is in the inbox | nothing; its parameters are kept for `score` |
 | `score` | | validation; nothing without data |
-| `predict` | body: JSON | body: JSON |
+| `serve` | network, threads, device, nice, inbox | nothing; in the place of `configure`: no model of its own |
+| `host` | key, model, source, size; the file of a version is in the inbox | inputs, outputs, labels |
+| `drop` | key | nothing |
+| `predict` | key (empty: its own model), form, json_size, model, version, peer, until; body | json_size; body |
+| `served` | | size; the file of the served parameters is in the outbox |
 | `save` | | size; the bytes are in the outbox |
 | `restore` | size; the bytes are in the inbox | |
 
-With `train` false there are no data: `train`, `merge` and the like are refused. `choose` and `score` take as long as
-an evaluation; they are apart from what needs the files so that gossip has those meanwhile.
+Predictions that come together are answered together (`gossipml.models.hosting`); their bodies are the client's. With
+`train` false there are no data: `train`, `merge` and the like are refused. `choose` and `score` take as long as an
+evaluation; they are apart from what needs the files so that gossip has those meanwhile.
 
 An answer is `{id, ok: map}` or `{id, error: text, fault: "user" | "local"}`.
 

@@ -21,6 +21,7 @@ FOUNDATION = {
     "certificates",
     "codec",
     "config",
+    "strict_json",
     "env",
     "__version__",
     "",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
-from gossipml.api import strict_json
+from gossipml import strict_json
 from gossipml.api.ports import JSON, NotReady, UnknownModel
 from gossipml.errors import RemoteError, UserError
 

@@ -12,7 +12,7 @@ import trio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gossipml.api import strict_json
+from gossipml import strict_json
 from gossipml.api.ports import JSON, Event, Node
 
 BEAT = 1.0  # seconds between two looks at the whole; they show, too, that the line still stands

@@ -23,7 +23,7 @@ from gossipml.api.sessions import Sessions, session_of
 
 log = logging.getLogger(__name__)
 
-MAX_BODY = 1 << 20  # a batch of 64 images of 784 numbers as JSON is 0.7 MB
+MAX_BODY = 1 << 24  # a photograph; a picture of 300 x 300 x 4 numbers is 7 MB as JSON
 LINK = "/open/"  # where the one-time link of `gossipml peer open` leads
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 

@@ -31,12 +31,22 @@ class Operation:
     """Beyond those that every operation may give."""
     query: bool = False
     """Whether any query parameter goes to the model."""
+    predicts: bool = False
+    """Whether it takes a version and a time from the client."""
     changes: bool = False
     """Whether it changes something: then the bearer token of HOME/api-token is needed."""
 
 
-INFER = ((JSON_TYPE, "InferRequest"),)
-PREDICT = ((JSON_TYPE, "Anything"), ("text/csv", "Text"))
+BINARY = ("application/octet-stream", "Binary")  # JSON, then the bytes of tensors
+INFER = ((JSON_TYPE, "InferRequest"), BINARY)
+PREDICT = (
+    (JSON_TYPE, "Anything"),
+    ("text/csv", "Text"),
+    ("image/png", "Binary"),
+    ("image/jpeg", "Binary"),
+    ("multipart/form-data", "Upload"),
+)
+LOADING = (404, 502, 503, 504)
 ASKING = (400, 404, 502, 503, 504)
 SENDING = (*ASKING, 408, 413, 415)
 CHANGING = (400, 404, 408, 413, 415, 502, 503)
@@ -55,35 +65,36 @@ OPERATIONS = (
     Operation("readyz", "GET", "/readyz", "Whether the peer can answer", "Health", errors=(503,)),
     Operation(
         "predict_query", "GET", "/predict/{model}", "Predict from query parameters", "Prediction",
-        errors=ASKING, query=True,
+        errors=ASKING, query=True, predicts=True,
     ),
     Operation(
-        "predict_body", "POST", "/predict/{model}", "Predict from JSON or a CSV row", "Prediction",
-        body=PREDICT, errors=SENDING,
+        "predict_body", "POST", "/predict/{model}", "Predict from JSON, a CSV row or a picture", "Prediction",
+        body=PREDICT, errors=SENDING, predicts=True,
     ),
     Operation("v2_server", "GET", "/v2", "Open Inference Protocol: the server", "Object"),
     Operation("v2_live", "GET", "/v2/health/live", "Open Inference Protocol: alive", "Object", errors=(503,)),
     Operation("v2_ready", "GET", "/v2/health/ready", "Open Inference Protocol: ready", "Object", errors=(503,)),
-    Operation("v2_model", "GET", "/v2/models/{model}", "A model's inputs and outputs", "ModelMetadata", errors=(404,)),
+    Operation("v2_model", "GET", "/v2/models/{model}", "A model's inputs and outputs", "ModelMetadata",
+              errors=LOADING),
     Operation(
         "v2_version", "GET", "/v2/models/{model}/versions/{version}", "The same of a version", "ModelMetadata",
-        errors=(404,),
+        errors=LOADING,
     ),
     Operation(
         "v2_model_ready", "GET", "/v2/models/{model}/ready", "Whether a model can answer", "Object",
-        errors=(404, 503),
+        errors=LOADING,
     ),
     Operation(
         "v2_version_ready", "GET", "/v2/models/{model}/versions/{version}/ready", "Whether a version can answer",
-        "Object", errors=(404, 503),
+        "Object", errors=LOADING,
     ),
     Operation(
         "v2_infer", "POST", "/v2/models/{model}/infer", "Predict from tensors", "InferAnswer",
-        body=INFER, errors=SENDING,
+        body=INFER, errors=SENDING, predicts=True,
     ),
     Operation(
         "v2_infer_version", "POST", "/v2/models/{model}/versions/{version}/infer", "The same by a version",
-        "InferAnswer", body=INFER, errors=SENDING,
+        "InferAnswer", body=INFER, errors=SENDING, predicts=True,
     ),
     Operation(
         "v2_index", "POST", "/v2/repository/index", "All models and whether they can answer", "ModelIndex",
@@ -145,7 +156,7 @@ _TENSORS: JSON = {
     "type": "array",
     "minItems": 1,
     "items": _object(
-        ("name", "shape", "datatype", "data"),
+        ("name", "shape", "datatype"),
         name=_STRING,
         shape={"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1},
         datatype=_STRING,
@@ -158,6 +169,8 @@ SCHEMAS: dict[str, JSON] = {
     "Anything": {"description": "any JSON value; the model reads it"},
     "Object": {"type": "object"},
     "Text": _STRING,
+    "Binary": {"type": "string", "format": "binary"},
+    "Upload": _object(("image",), image={"type": "string", "format": "binary"}),
     "Error": _object(("error",), error=_STRING),
     "Health": _object(("ok", "detail"), ok={"type": "boolean"}, detail=_STRING),
     "Prediction": _object(("model", "version", "peer"), model=_STRING, version=_STRING, peer=_STRING,
@@ -218,6 +231,18 @@ def _describe(operation: Operation) -> dict[str, JSON]:
     if operation.query:
         free: JSON = {"type": "object", "additionalProperties": {"type": "string"}}
         parameters.append({"name": "fields", "in": "query", "style": "form", "explode": True, "schema": free})
+    if operation.predicts:
+        seconds: JSON = {"type": "number", "exclusiveMinimum": 0, "maximum": 30}
+        parameters.append({"name": "Prediction-Timeout", "in": "header", "schema": seconds,
+                           "description": "Seconds to wait for the answer; then 504"})  # fmt: skip
+    if operation.predicts and operation.path.startswith("/predict"):
+        version: JSON = {"type": "string", "pattern": VERSION_NAME}
+        parameters.append({"name": "version", "in": "query", "schema": version,
+                           "description": "The version that must answer, or a beginning of its id"})  # fmt: skip
+    if operation.predicts and operation.path.startswith("/v2"):
+        parameters.append({"name": "Inference-Header-Content-Length", "in": "header",
+                           "schema": {"type": "integer", "minimum": 0},
+                           "description": "Bytes of JSON, where binary tensors follow it"})  # fmt: skip
     if parameters:
         described["parameters"] = parameters
     if operation.body:

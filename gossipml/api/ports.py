@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from gossipml.errors import GossipmlError
-
-JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | dict[str, JSON] | None"
+from gossipml.strict_json import JSON as JSON
 
 
 @dataclass(frozen=True)
@@ -55,69 +54,38 @@ class ModelCard:
     """What the values of a sample are called; empty where they have no names."""
     picture: tuple[int, ...] = ()
     """Height, width and channels of the pictures that it takes; empty where it takes none."""
+    versions: tuple[str, ...] = ()
+    """All that can be asked for here, the one that answers first."""
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor whose data fit its shape and datatype."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: tuple[bool | int | float | str, ...]
-    """Row-major, flat."""
-
-
-# What a prediction is asked with. The model's own ingest reads the first three; their text is the client's,
-# unread: `a=nan` arrives as Fields({"a": "nan"}).
-
-
-@dataclass(frozen=True)
-class Fields:
-    """Query parameters, each given once."""
-
-    values: dict[str, str]
-
-
-@dataclass(frozen=True)
-class JsonInput:
-    """A JSON value: finite numbers, integers of 64 bits, no duplicate keys, bounded depth."""
-
-    value: JSON
-
-
-@dataclass(frozen=True)
-class CsvRow:
-    """One line of CSV without its line end."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class TensorInputs:
-    """Open Inference Protocol: checked against the model card's inputs, each given once."""
-
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[str, ...]
-    """Names of the outputs that are wanted, all of them known; empty for all."""
+Form: TypeAlias = Literal["json", "picture", "csv", "infer"]
+"""How the body of a prediction is to be read; see `gossipml.models.predict`."""
 
 
 @dataclass(frozen=True)
 class PredictRequest:
-    payload: Fields | JsonInput | CsvRow | TensorInputs
+    """What a client asks, unread: whoever has the model reads it, so that it can be handed on as it is."""
+
+    form: Form
+    body: bytes = field(repr=False)
+    json_size: int | None = None
+    """For `infer`: how many bytes of the body are JSON; binary tensors follow (Inference-Header-Content-Length)."""
     version: str = ""
-    """The version that must answer; empty for whichever is served."""
+    """The version that must answer, a beginning of its id; empty for whichever is served."""
+    seconds: float = 30.0
+    """The time that the client gives for the answer."""
 
 
 @dataclass(frozen=True)
 class PredictAnswer:
     version: str
+    """What computed it."""
     peer: str
     """Who computed it."""
-    result: dict[str, JSON] = field(default_factory=dict)
-    """The model's egest, `{"result": 1}`; for every payload but TensorInputs."""
-    outputs: tuple[Tensor, ...] = ()
-    """For TensorInputs."""
+    body: bytes = field(repr=False)
+    """What the client gets; it names model, version and peer."""
+    json_size: int | None = None
+    """How many bytes of the body are JSON, where binary tensors follow."""
 
 
 @dataclass(frozen=True)
@@ -239,16 +207,19 @@ class Node(Protocol):
     async def resume(self) -> str:
         """Train again; the state afterwards in a sentence, which says what else keeps it from training."""
 
-    def models(self) -> Sequence[ModelCard]: ...
+    def models(self) -> Sequence[ModelCard]:
+        """Those that are on this peer; without inputs and outputs where these are not known yet."""
+
+    async def card(self, model: str, version: str = "") -> ModelCard:
+        """A model or a version of it, with inputs and outputs. Raises as `predict` does."""
 
     def metrics(self) -> Sequence[Metric]: ...
 
     async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:
-        """Answer for a model of `models()`.
+        """Answer for a model.
 
-        Raises UserError when the model's ingest refuses the input, UnknownModel when the version is not there,
-        NotReady, Overloaded, RemoteError when another peer was asked and failed. The time limit is the caller's, so
-        it may be cancelled.
+        Raises UserError when the input is refused, UnknownModel when there is no such model or version, NotReady,
+        Overloaded, RemoteError when another peer was asked and failed. The caller cancels it when the time is over.
         """
 
     def record(self, prediction: Prediction) -> None:

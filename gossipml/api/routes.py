@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias, TypeVar
+from email import message_from_bytes
+from typing import TypeAlias
 from urllib.parse import parse_qsl
 
 import trio
@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gossipml import __version__
-from gossipml.api import openapi, page, prometheus, strict_json, tensors
+from gossipml import __version__, strict_json
+from gossipml.api import openapi, page, prometheus
 from gossipml.api.answers import Refusal, json_response
 from gossipml.api.audit import audited
 from gossipml.api.durations import Durations
@@ -23,10 +23,8 @@ from gossipml.api.event_stream import EventStream
 from gossipml.api.guard import Guard, GuardRules, check_token, headers_of
 from gossipml.api.ports import (
     JSON,
-    CsvRow,
-    Fields,
+    Form,
     Health,
-    JsonInput,
     Metric,
     ModelCard,
     Node,
@@ -34,17 +32,25 @@ from gossipml.api.ports import (
     Overloaded,
     PredictAnswer,
     PredictRequest,
+    TensorSpec,
 )
 from gossipml.api.sessions import TICKET_SECONDS, session_of, set_cookie
 from gossipml.errors import UserError
 
-MAX_UNDER_WAY = 64  # predictions and other bodies at once; bounds what they hold in memory to 64 times the cap
+MAX_HELD = 1 << 26  # bytes of bodies at once: four of the largest, or 8,000 of 784 numbers
+MAX_SMALL = 1 << 16  # bytes of a body that is no prediction
 MAX_FIELDS = 4096  # query parameters; the head of a request (16 KiB) holds no more
 MAX_TEXT = 1024  # of a member of a request
-LARGE_BODY = 1 << 14  # bytes from which JSON is read beside the event loop: a few milliseconds' work
 PREDICT_SECONDS = 30.0  # then the client gets its 504; a model here answers in milliseconds
 
-T = TypeVar("T")
+VERSION = "version"  # the one query parameter of /predict that is not the model's
+TIMEOUT = "prediction-timeout"
+JSON_SIZE = "inference-header-content-length"  # Open Inference Protocol, binary tensor data extension
+BINARY = "application/octet-stream"
+EXTENSIONS: list[JSON] = ["binary_tensor_data", "model_repository"]
+EASY: dict[str, Form] = {"application/json": "json", "text/csv": "csv"}
+PICTURES = ("image/png", "image/jpeg", "image/bmp", "image/gif", "image/webp")
+FORM_DATA = "multipart/form-data"
 
 Answer: TypeAlias = "Callable[[Request], Awaitable[Response]]"
 
@@ -88,8 +94,7 @@ class Endpoint:
     def __init__(self, node: Node, rules: GuardRules, stopping: trio.Event) -> None:
         self._node = node
         self._stopping = stopping
-        self._under_way = 0
-        self._reading = trio.CapacityLimiter(1)
+        self._held = 0
         self._openapi = strict_json.dump(openapi.document())
         self._rules = rules
         self._durations = Durations()
@@ -181,7 +186,7 @@ class Endpoint:
 
     async def models(self, request: Request) -> Response:
         serving = {
-            card.name: {**tensors.describe_model(card), "version": card.version, "ready": card.ready,
+            card.name: {**describe_model(card), "version": card.version, "ready": card.ready,
                         "reason": card.reason, "labels": list(card.labels), "features": list(card.features),
                         "picture": list(card.picture)}
             for card in self._node.models()
@@ -227,8 +232,7 @@ class Endpoint:
 
     async def _strings(self, request: Request, *names: str) -> dict[str, str]:
         """The members of a JSON object of text, empty where they are missing."""
-        with self._slot():
-            body = await request.body()
+        body = await self._small_body(request)
         if not body:
             return dict.fromkeys(names, "")
         _media_type(request, ("application/json",))
@@ -244,25 +248,29 @@ class Endpoint:
     # The easy way to predict
 
     async def predict_query(self, request: Request) -> Response:
-        card = self._ready_card(request)
-        return _prediction(card, await self._ask(card, PredictRequest(read_query(request.scope["query_string"]))))
+        fields = read_query(request.scope["query_string"])
+        version = fields.pop(VERSION, "")
+        answer = await self._answer(request, "json", strict_json.dump({**fields}), None, version)
+        return Response(answer.body, media_type="application/json")
 
     async def predict_body(self, request: Request) -> Response:
-        card = self._ready_card(request)
-        media = _media_type(request, ("application/json", "text/csv"))
-        if request.scope["query_string"]:
+        fields = read_query(request.scope["query_string"])
+        version = fields.pop(VERSION, "")
+        if fields:
             raise UserError("send the input as the body or as query parameters, not as both")
-        with self._slot():
+        media = _media_type(request, (*EASY, *PICTURES, FORM_DATA))
+        with self._slot(request):
             body = await request.body()
-            payload = (
-                read_csv_row(body) if media == "text/csv" else JsonInput(await self._read(body, strict_json.parse))
-            )
-            return _prediction(card, await self._answer(card, PredictRequest(payload)))
+            form: Form = EASY.get(media, "picture")
+            if media == FORM_DATA:
+                form, body = read_form(request.headers["content-type"], body)
+            answer = await self._answer(request, form, body, None, version)
+        return Response(answer.body, media_type="application/json")
 
     # The Open Inference Protocol
 
     async def v2_server(self, request: Request) -> Response:
-        return json_response({"name": "gossipml", "version": __version__, "extensions": []})
+        return json_response({"name": "gossipml", "version": __version__, "extensions": EXTENSIONS})
 
     async def v2_live(self, request: Request) -> Response:
         return _v2_probe("live", self._node.health())
@@ -271,110 +279,103 @@ class Endpoint:
         return _v2_probe("ready", self._node.readiness())
 
     async def v2_model(self, request: Request) -> Response:
-        return json_response(tensors.describe_model(self._card(request)))
+        return json_response(describe_model(await self._card(request)))
 
     async def v2_version(self, request: Request) -> Response:
-        return json_response(tensors.describe_model(_of_version(self._card(request), request)))
+        return json_response(describe_model(await self._card(request)))
 
     async def v2_model_ready(self, request: Request) -> Response:
-        return json_response({"name": self._ready_card(request).name, "ready": True})
+        card = await self._card(request)
+        if not card.ready:
+            raise NotReady(card.reason or f"the model {card.name} is not ready yet; try again in a little while")
+        return json_response({"name": card.name, "ready": True})
 
     async def v2_version_ready(self, request: Request) -> Response:
-        _of_version(self._card(request), request)
         return await self.v2_model_ready(request)
 
     async def v2_infer(self, request: Request) -> Response:
-        return await self._infer(request, "")
+        return await self._infer(request)
 
     async def v2_infer_version(self, request: Request) -> Response:
-        return await self._infer(request, _version(request))
+        return await self._infer(request)
 
     async def v2_index(self, request: Request) -> Response:
         wanted: JSON = {}
-        with self._slot():
-            if body := await request.body():
-                _media_type(request, ("application/json",))
-                wanted = await self._read(body, strict_json.parse)
+        if body := await self._small_body(request):
+            _media_type(request, ("application/json", ""))
+            wanted = strict_json.parse(body)
         only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
         if not isinstance(only_ready, bool):
             raise UserError('the body must be empty or {"ready": true} or {"ready": false}')
-        return json_response(
-            [
-                {
-                    "name": card.name,
-                    "version": card.version,
-                    "state": "READY" if card.ready else "UNAVAILABLE",
-                    "reason": card.reason,
-                }
-                for card in self._node.models()
-                if card.ready or not only_ready
-            ]
-        )
+        lines: list[JSON] = [
+            {
+                "name": card.name,
+                "version": version,
+                "state": "READY" if card.ready else "UNAVAILABLE",
+                "reason": card.reason,
+            }
+            for card in self._node.models()
+            if card.ready or not only_ready
+            for version in card.versions or ("",)
+        ]
+        return json_response(lines)
 
-    async def _infer(self, request: Request, version: str) -> Response:
-        card = self._ready_card(request)
-        _media_type(request, ("application/json",))
-        with self._slot():
-            payload, identifier = await self._read(
-                await request.body(), lambda body: tensors.read_infer_request(strict_json.parse(body), card)
-            )
-            answer = await self._answer(card, PredictRequest(payload, version))
-        return json_response(tensors.write_infer_answer(answer, card.name, identifier))
+    async def _infer(self, request: Request) -> Response:
+        size = _json_size(request)
+        _media_type(request, ("application/json", BINARY) if size is None else ("application/json", BINARY, ""))
+        with self._slot(request):
+            body = await request.body()
+            answer = await self._answer(request, "infer", body, size, _version_of(request))
+        if answer.json_size is None:
+            return Response(answer.body, media_type="application/json")
+        return Response(answer.body, 200, {JSON_SIZE: str(answer.json_size)}, media_type=BINARY)
 
     # Asking the node
 
-    def _card(self, request: Request) -> ModelCard:
-        name: str = request.path_params["model"]
-        cards = {card.name: card for card in self._node.models()}
-        if name in cards:
-            return cards[name]
-        _model(request)
-        near = difflib.get_close_matches(name, cards, cutoff=0.5)
-        if near:
-            hint = f"did you mean {' or '.join(near)}?"
-        elif cards:
-            hint = f"there are: {', '.join(sorted(cards)[:10])}"
-        else:
-            hint = "this peer has none yet"
-        raise Refusal(404, f"there is no model {name!r} here; {hint}")
+    async def _card(self, request: Request) -> ModelCard:
+        with trio.move_on_after(PREDICT_SECONDS):
+            return await self._node.card(_model(request), _version_of(request))
+        raise Refusal(504, f"the model {_model(request)} did not answer within {PREDICT_SECONDS:g} s; try again later")
 
-    def _ready_card(self, request: Request) -> ModelCard:
-        card = self._card(request)
-        if not card.ready:
-            raise NotReady(card.reason or f"the model {card.name} is not ready yet; try again in a little while")
-        return card
+    async def _small_body(self, request: Request) -> bytes:
+        """One that is parsed on the event loop."""
+        with self._slot(request):
+            body = await request.body()
+        if len(body) > MAX_SMALL:
+            raise Refusal(413, f"the body has {len(body)} bytes; {MAX_SMALL} are enough here")
+        return body
 
     @contextmanager
-    def _slot(self) -> Iterator[None]:
-        """Taken before the body is read, because the body is what fills memory."""
-        if self._under_way >= MAX_UNDER_WAY:
-            raise Overloaded(f"{self._under_way} requests are under way, the most that may; try again in a second")
-        self._under_way += 1
+    def _slot(self, request: Request) -> Iterator[None]:
+        """Room for the request's body, taken before it is read."""
+        announced = request.headers.get("content-length", "")
+        size = int(announced) if announced else self._rules.max_body if _is_chunked(request.scope) else 0
+        if self._held + size > MAX_HELD:
+            raise Overloaded(f"the bodies of requests under way have {self._held} bytes; try again in a second")
+        self._held += size
         try:
             yield
         finally:
-            self._under_way -= 1
+            self._held -= size
 
-    async def _ask(self, card: ModelCard, request: PredictRequest) -> PredictAnswer:
-        with self._slot():
-            return await self._answer(card, request)
-
-    async def _answer(self, card: ModelCard, request: PredictRequest) -> PredictAnswer:
-        with trio.move_on_after(PREDICT_SECONDS):
-            return await self._node.predict(card.name, request)
-        raise Refusal(504, f"the model {card.name} did not answer within {PREDICT_SECONDS:g} s; try again later")
-
-    async def _read(self, body: bytes, reader: Callable[[bytes], T]) -> T:
-        if len(body) < LARGE_BODY:
-            return reader(body)
-        return await trio.to_thread.run_sync(reader, body, limiter=self._reading)
+    async def _answer(
+        self, request: Request, form: Form, body: bytes, json_size: int | None, version: str
+    ) -> PredictAnswer:
+        model, seconds = _model(request), _seconds(request)
+        if version and not re.fullmatch(openapi.VERSION_NAME, version):
+            raise Refusal(404, f"{version[:64]!r} is not a version's name")
+        with trio.move_on_after(seconds):
+            return await self._node.predict(model, PredictRequest(form, body, json_size, version, seconds))
+        raise Refusal(504, f"the model {model} did not answer within {seconds:g} s; try again later, or give it longer")
 
 
-def read_query(query: bytes) -> Fields:
+def read_query(query: bytes) -> dict[str, str]:
     """The parameters of a query string, each given once."""
+    if not query:
+        return {}
     try:
         pairs = parse_qsl(
-            query.decode("ascii"), keep_blank_values=True, strict_parsing=bool(query), errors="strict",
+            query.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict",
             max_num_fields=MAX_FIELDS,
         )  # fmt: skip
     except UnicodeError:
@@ -385,21 +386,24 @@ def read_query(query: bytes) -> Fields:
     for name, value in pairs:
         if fields.setdefault(name, value) is not value:
             raise UserError(f"the parameter {name[:64]!r} is given twice; give it once")
-    return Fields(fields)
+    return fields
 
 
-def read_csv_row(body: bytes) -> CsvRow:
-    """The one line of the body."""
-    try:
-        text = body.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"the body is not UTF-8 at byte {error.start}; send CSV as UTF-8") from None
-    lines = [line for line in text.splitlines() if line.strip()]
-    if len(lines) != 1:
-        raise UserError(f"the body has {len(lines)} lines with something in them; send one row without a header")
-    if "\0" in text:
-        raise UserError("the row holds a zero byte; send text")
-    return CsvRow(lines[0])
+def read_form(content_type: str, body: bytes) -> tuple[Form, bytes]:
+    """The one file or value of a `multipart/form-data` body, and how it is to be read."""
+    head = b"Content-Type: " + content_type.encode("latin-1") + b"\r\n\r\n"
+    message = message_from_bytes(head + body)
+    parts = [part for part in message.walk() if part is not message]
+    if len(parts) != 1:
+        raise UserError(f"the form has {len(parts)} parts; send one file: `curl -F image=@cat.jpg`")
+    content = parts[0].get_payload(decode=True)
+    assert isinstance(content, bytes)
+    media = parts[0].get_content_type() if "content-type" in parts[0] else ""
+    return EASY.get(media, "picture" if media in PICTURES else "json"), content
+
+
+def _is_chunked(scope: Scope) -> bool:
+    return any(name == b"transfer-encoding" for name, _ in scope["headers"])
 
 
 def _media_type(request: Request, allowed: tuple[str, ...]) -> str:
@@ -407,12 +411,12 @@ def _media_type(request: Request, allowed: tuple[str, ...]) -> str:
     values = request.headers.getlist("content-type")
     media, _, parameters = (values[0] if len(values) == 1 else "").lower().partition(";")
     media, parameters = media.strip(), parameters.replace(" ", "").replace('"', "")
-    if media not in allowed or parameters not in ("", "charset=utf-8", "header=absent"):
+    if media not in allowed or (parameters not in ("", "charset=utf-8", "header=absent") and media != FORM_DATA):
         raise Refusal(
             415,
             f"the content type {media[:80]!r} is not understood; send the header `Content-Type: {allowed[0]}`"
-            + "".join(f" or {other}" for other in allowed[1:]),
-            {"accept": ", ".join(allowed)},
+            + "".join(f" or {other}" for other in allowed[1:] if other),
+            {"accept": ", ".join(filter(None, allowed))},
         )
     return media
 
@@ -433,16 +437,46 @@ def _version(request: Request) -> str:
     return version
 
 
-def _of_version(card: ModelCard, request: Request) -> ModelCard:
-    version = _version(request)
-    if version != card.version:
-        served = f"it has {card.version}" if card.version else "it has none yet"
-        raise Refusal(404, f"there is no version {version!r} of {card.name} here; {served}")
-    return card
+def _version_of(request: Request) -> str:
+    """That of the path; empty where it names none."""
+    return _version(request) if "version" in request.path_params else ""
 
 
-def _prediction(card: ModelCard, answer: PredictAnswer) -> Response:
-    return json_response({**answer.result, "model": card.name, "version": answer.version, "peer": answer.peer})
+def _seconds(request: Request) -> float:
+    """How long the client waits for a prediction: the header Prediction-Timeout, in seconds."""
+    text = request.headers.get(TIMEOUT)
+    if text is None:
+        return PREDICT_SECONDS
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text, re.ASCII) or not 0 < float(text) <= PREDICT_SECONDS:
+        raise UserError(f"{TIMEOUT} is {text[:24]!r}; give seconds, over 0 and at most {PREDICT_SECONDS:g}")
+    return float(text)
+
+
+def _json_size(request: Request) -> int | None:
+    text = request.headers.get(JSON_SIZE)
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d{1,12}", text, re.ASCII):
+        raise UserError(f"{JSON_SIZE} is {text[:24]!r}; give the bytes of the JSON part")
+    return int(text)
+
+
+def describe_model(card: ModelCard) -> dict[str, JSON]:
+    """Metadata of a model as the Open Inference Protocol wants it."""
+    body: dict[str, JSON] = {
+        "name": card.name,
+        "versions": list(card.versions),
+        "platform": card.platform,
+        "inputs": [_describe_spec(spec) for spec in card.inputs],
+        "outputs": [_describe_spec(spec) for spec in card.outputs],
+    }
+    if card.labels:
+        body["parameters"] = {"labels": list(card.labels)}
+    return body
+
+
+def _describe_spec(spec: TensorSpec) -> JSON:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
 
 
 def _probe(health: Health) -> Response:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 from gossipml import __version__
 from gossipml.api.broadcast import Broadcast
 from gossipml.api.ports import (
     JSON,
-    CsvRow,
     Event,
-    Fields,
     Health,
-    JsonInput,
     Metric,
     ModelCard,
-    NotReady,
-    Overloaded,
     PredictAnswer,
     Prediction,
     PredictRequest,
-    Tensor,
-    TensorInputs,
-    TensorSpec,
-    UnknownModel,
 )
 from gossipml.config import PeerConfig
 from gossipml.daemon.audit import Audit
@@ -37,42 +26,25 @@ from gossipml.daemon.library import name_of
 from gossipml.daemon.library_face import LibraryFace
 from gossipml.daemon.metrics import metrics
 from gossipml.daemon.node import Node
-from gossipml.errors import UserError
+from gossipml.daemon.serving import VERSION_DIGITS, Serving
 from gossipml.ids import format_peer_id
-
-MAX_WAITING = 256  # predictions under way; each waits for the worker at most a batch
-VERSION_DIGITS = 12  # of the digest, in the name of a version
-
-
-@dataclass(frozen=True)
-class About:
-    """What the worker says of its model and data beside the layout."""
-
-    source: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    labels: tuple[str, ...]
-    features: tuple[str, ...] = ()
-    picture: tuple[int, ...] = ()
 
 
 class Face:
     """Implements `gossipml.api.ports.Node` for a running `Node`."""
 
-    def __init__(self, node: Node, config: PeerConfig) -> None:
+    def __init__(self, node: Node, config: PeerConfig, serving: Serving) -> None:
         self.node = node
+        self.serving = serving
         self.config = config
         self.api = config.api
         """Where the endpoint listens, once it does."""
-        self.about: About | None = None
-        """Known once the worker has loaded model and data."""
         self.events = Broadcast()
         self.library = LibraryFace(node)
         self.audit: Audit | None = None
         """Set where predictions are recorded."""
         self._history = History()
         self._begun = node.env.clock.now()
-        self._waiting = 0
 
     # What happened
 
@@ -117,7 +89,7 @@ class Face:
             "paused": progress.paused or None,
             "model": layout,
             "version": self._version(),
-            "data": self.about.source if self.about else config.data,
+            "data": self.serving.info.source if self.serving.info else config.data,
             "split": config.split,
             "part": f"{config.part[0]}/{config.part[1]}",
             "round": progress.round,
@@ -212,52 +184,20 @@ class Face:
             self.audit.record(prediction)
 
     def models(self) -> Sequence[ModelCard]:
-        trainer, about = self.node.learner.trainer, self.about
-        if trainer is None or about is None:
-            return []
-        ready = self.readiness()
-        return [
-            ModelCard(
-                name=trainer.layout.model,
-                version=self._version() if ready.ok else "",
-                platform="gossipml_torch",
-                inputs=about.inputs,
-                outputs=about.outputs,
-                ready=ready.ok,
-                reason="" if ready.ok else ready.sentence,
-                labels=about.labels,
-                features=about.features,
-                picture=about.picture,
-            )
-        ]
+        return self.serving.models()
+
+    async def card(self, model: str, version: str = "") -> ModelCard:
+        return await self.serving.card(model, version)
 
     async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:
-        trainer, ready = self.node.learner.trainer, self.readiness()
-        if trainer is None or not ready.ok:
-            raise NotReady(ready.sentence)
-        version = self._version()
-        if request.version and request.version != version:
-            raise UnknownModel(f"{model} has no version {request.version!r} here; it serves {version!r}")
-        if self._waiting >= MAX_WAITING:
-            raise Overloaded(f"{self._waiting} predictions are under way, the most that may; ask again in a second")
-        self._waiting += 1
-        try:
-            answer = json.loads(await trainer.predict(_as_json(request)))
-        finally:
-            self._waiting -= 1
-        peer = format_peer_id(self.node.credentials.identity.peer_id)
-        if isinstance(request.payload, TensorInputs):
-            return PredictAnswer(version, peer, outputs=tuple(_tensor(output) for output in answer["outputs"]))
-        return PredictAnswer(version, peer, result=answer)
+        return await self.serving.predict(model, request)
 
     def _version(self) -> str:
         """Names what answers: a published version, or the layout and how far its training has come."""
-        learner, trainer = self.node.learner, self.node.learner.trainer
+        learner = self.node.learner
         if isinstance(learner, Follower):
             return learner.version.version.hex()[:VERSION_DIGITS] if learner.version else ""
-        if trainer is None:
-            return ""
-        return f"{trainer.layout.digest[:VERSION_DIGITS]}-{self.node.learner.progress.round}"
+        return self.serving.live_version()
 
     def _layout_name(self) -> str:
         trainer = self.node.learner.trainer
@@ -267,39 +207,3 @@ class Face:
 
     def metrics(self) -> Sequence[Metric]:
         return metrics(self.node, self.audit)
-
-
-def _as_json(request: PredictRequest) -> bytes:
-    """The request in the forms of `gossipml.models.predict`."""
-    value: object
-    match request.payload:
-        case Fields(values):
-            value = values
-        case JsonInput(value):
-            pass
-        case CsvRow(text):
-            value = _csv_values(text)
-        case TensorInputs(inputs, outputs):
-            value = {
-                "inputs": [
-                    {"name": t.name, "datatype": t.datatype, "shape": list(t.shape), "data": list(t.data)}
-                    for t in inputs
-                ]
-            }
-            if outputs:
-                value["outputs"] = [{"name": name} for name in outputs]
-    return json.dumps(value).encode()
-
-
-def _csv_values(text: str) -> list[float]:
-    try:
-        return [float(cell) for cell in text.split(",")]
-    except ValueError:
-        raise UserError(f"the CSV row {text[:60]!r} is not numbers with commas between them") from None
-
-
-def _tensor(output: dict[str, object]) -> Tensor:
-    """An output as the worker gives it; our own words, so no checks."""
-    shape, data = output["shape"], output["data"]
-    assert isinstance(shape, list) and isinstance(data, list)
-    return Tensor(str(output["name"]), str(output["datatype"]), tuple(shape), tuple(data))

@@ -11,6 +11,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import trio
 
@@ -18,7 +19,7 @@ from gossipml.api.server import ApiConfig, serve
 from gossipml.config import PeerConfig, with_full_paths, write_config
 from gossipml.daemon.audit import Audit, AuditConfig
 from gossipml.daemon.exchange_rules import gossip_config
-from gossipml.daemon.face import About, Face
+from gossipml.daemon.face import Face
 from gossipml.daemon.home import Home, RunInfo, join
 from gossipml.daemon.idle import IdleConfig
 from gossipml.daemon.learner import LearnerConfig
@@ -28,8 +29,9 @@ from gossipml.daemon.orders import renewed
 from gossipml.daemon.releases import ReleaseConfig
 from gossipml.daemon.replication import ReplicationConfig
 from gossipml.daemon.schedule import parse_schedule
+from gossipml.daemon.serving import Serving
 from gossipml.daemon.usage import Observer
-from gossipml.daemon.worker import WorkerInfo, open_worker
+from gossipml.daemon.worker import open_predictor, open_worker
 from gossipml.env import Credentials, Env, files
 from gossipml.env.real import real_env
 from gossipml.errors import UserError
@@ -117,7 +119,7 @@ async def _run(
     @asynccontextmanager
     async def open_trainer() -> AsyncIterator[Trainer]:
         async with open_worker(config, credentials.keys.network_id) as worker:
-            face.about = about(worker.info)
+            serving.info = worker.info
             yield worker
 
     node = Node(
@@ -140,7 +142,8 @@ async def _run(
         on_progress=lambda progress: face.on_progress(progress),  # noqa: PLW0108  # face comes after node
         observe=Observer(env, load=bool(config.pause_on_load)),
     )
-    face = Face(node, config)
+    serving = Serving(node, config, partial(open_predictor, config, credentials.keys.network_id))
+    face = Face(node, config, serving)
 
     if config.audit:
         face.audit = Audit(home.path, env.clock, AuditConfig(inputs=config.audit_inputs, days=config.audit_days))
@@ -158,7 +161,12 @@ async def _run(
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         try:
-            async with node.running(), recording(), node.supervisor.running("api", endpoint) as bound:
+            async with (
+                node.running(),
+                node.supervisor.running("predictions", serving.run),
+                recording(),
+                node.supervisor.running("api", endpoint) as bound,
+            ):
                 face.api = bound
                 if new or not token.addresses:
                     home.keep_token(renewed(token, credentials.membership).with_addresses(node.addresses))
@@ -193,10 +201,6 @@ def _greet(home: Home, info: RunInfo, new: bool) -> None:
     if new:
         log.info("made a new network; its token lies in %s: copy it to each machine, then there:", home.token_file)
         log.info("  gossipml peer start --join %s", home.token_file.name)
-
-
-def about(info: WorkerInfo) -> About:
-    return About(info.source, info.inputs, info.outputs, info.labels, info.features, info.picture)
 
 
 def _first(group: BaseExceptionGroup[UserError]) -> UserError:

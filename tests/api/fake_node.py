@@ -10,21 +10,19 @@ from dataclasses import dataclass, field
 import trio
 from starlette.types import ASGIApp, Message
 
+from gossipml import strict_json
 from gossipml.api.broadcast import Broadcast
 from gossipml.api.guard import GuardRules
 from gossipml.api.ports import (
     JSON,
     Event,
-    Fields,
     Health,
-    JsonInput,
     Metric,
     ModelCard,
+    NotReady,
     PredictAnswer,
     Prediction,
     PredictRequest,
-    Tensor,
-    TensorInputs,
     TensorSpec,
     UnknownModel,
 )
@@ -39,6 +37,7 @@ XOR = ModelCard(
     outputs=(TensorSpec("y", "FP32", (-1, 1)),),
     ready=True,
     labels=("0", "1"),
+    versions=("v7",),
 )
 DIGITS = ModelCard(
     name="digits-mlp",
@@ -145,25 +144,35 @@ class FakeNode:
             Metric("gossipml_bytes_total", "counter", "Bytes.", 20, {"way": "out"}),
         )
 
+    async def card(self, model: str, version: str = "") -> ModelCard:
+        for card in self.cards:
+            if card.name == model and version in ("", card.version):
+                return card
+        raise UnknownModel(f"there is no version {version!r} of {model!r} here; did you mean 'xor'?")
+
     async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:
         self.asked.append((model, request))
         if self.hold is not None:
             await self.hold.wait()
         if self.failure is not None:
             raise self.failure
-        if request.version not in ("", "v7"):
-            raise UnknownModel(f"there is no version {request.version!r} of xor")
-        match request.payload:
-            case TensorInputs(inputs=(tensor, *_)):
-                rows = zip(tensor.data[::2], tensor.data[1::2], strict=True)
-                data = tuple(float(bool(a) != bool(b)) for a, b in rows)
-                return PredictAnswer("v7", "peer1", outputs=(Tensor("y", "FP32", (len(data), 1), data),))
-            case Fields(values={"a": a, "b": b}) if {a, b} <= {"0", "1"}:
-                return PredictAnswer("v7", "peer1", {"result": int(a != b)})
-            case JsonInput(value=[a, b]):
-                return PredictAnswer("v7", "peer1", {"result": int(a != b)})
-            case payload:
-                raise UserError(f"xor takes a and b, not {payload}")
+        if model == DIGITS.name:
+            raise NotReady(DIGITS.reason)
+        if model != "xor" or request.version not in ("", "v7"):
+            raise UnknownModel(f"there is no model {model!r} of version {request.version!r}; did you mean 'xor'?")
+        if request.form == "infer":
+            tail = request.body[request.json_size or len(request.body) :]
+            head = json.dumps({"model_name": "xor", "model_version": "v7", "outputs": []}).encode()
+            return PredictAnswer("v7", "peer1", head + tail, len(head) if tail else None)
+        match strict_json.parse(request.body) if request.form == "json" else request.body.decode().split(","):
+            case {"a": "0" | "1" as a, "b": "0" | "1" as b}:
+                result = a != b
+            case [a, b]:
+                result = a != b
+            case value:
+                raise UserError(f"xor takes a and b, not {value!r:.50}")
+        answer: dict[str, JSON] = {"result": int(result), "model": "xor", "version": "v7", "peer": "peer1"}
+        return PredictAnswer("v7", "peer1", strict_json.dump(answer))
 
     @contextmanager
     def subscribe(self) -> Iterator[AsyncIterator[Event]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from gossipml.config import PeerConfig
 from gossipml.daemon.audit import Audit, AuditConfig
 from gossipml.daemon.face import Face
 from gossipml.daemon.learner import LearnerConfig
+from gossipml.daemon.serving import Serving
+from gossipml.daemon.worker import open_predictor
 from gossipml.env.simulated import World, run_simulation
 from gossipml.simulations.cluster import Cluster
 
@@ -40,7 +43,8 @@ def gathered(cluster: Cluster) -> list[Metric]:
     """Everything that `/metrics` of a peer says."""
     node = cluster.members["peer-0"].node
     assert node is not None
-    face = Face(node, PeerConfig(model="points"))
+    config = PeerConfig(model="points")
+    face = Face(node, config, Serving(node, config, partial(open_predictor, config, b"network")))
     face.audit = Audit(Path("/nowhere"), node.env.clock, AuditConfig())
     durations = Durations()
     durations.note("GET", "/healthz", 0.003)

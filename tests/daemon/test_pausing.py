@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 import trio
 
@@ -14,6 +15,8 @@ from gossipml.daemon.idle import IdleConfig, Observation
 from gossipml.daemon.learner import Learner, LearnerConfig
 from gossipml.daemon.pausing import Pausing
 from gossipml.daemon.schedule import parse_schedule
+from gossipml.daemon.serving import Serving
+from gossipml.daemon.worker import open_predictor
 from gossipml.env.simulated import World, run_simulation
 from gossipml.simulations.cluster import Cluster, Member
 
@@ -56,7 +59,8 @@ def learner(member: Member) -> Learner:
 
 def face(member: Member) -> Face:
     assert member.node is not None
-    return Face(member.node, PeerConfig(model="points"))
+    config = PeerConfig(model="points")
+    return Face(member.node, config, Serving(member.node, config, partial(open_predictor, config, b"network")))
 
 
 async def join(cluster: Cluster, machine: Machine, idle: IdleConfig) -> Member:

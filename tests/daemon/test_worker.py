@@ -74,8 +74,11 @@ async def test_training_goes_on_while_everything_else_is_asked() -> None:
             info = worker.info
             assert trainer.layout.model == "digits-mlp" and trainer.layout.size == 4810
             assert (info.source, info.device, info.threads) == ("digits", worker.info.device, 1)
-            assert info.inputs[0].shape == (-1, 64) and [t.name for t in info.outputs] == ["probabilities", "label"]
-            assert info.labels == tuple("0123456789")
+            assert info.described.inputs[0].shape == (-1, 64) and [t.name for t in info.described.outputs] == [
+                "probabilities",
+                "label",
+            ]
+            assert info.described.labels == tuple("0123456789")
             assert info.train_samples + info.validation_samples == 359 and info.test_samples == 364
             assert trainer.steps_per_epoch == info.train_samples // 16
 

@@ -19,6 +19,7 @@ from gossipml.models.central import train_central
 from gossipml.models.data import Dataset, Labelled, load_source, prepare, take_part
 from gossipml.models.flat import build_flat
 from gossipml.models.partition import Part, Rule
+from gossipml.models.predict import answer
 from gossipml.models.registry import load_spec
 from gossipml.models.spec import Spec, picture_shape
 from gossipml.models.template import model_name, write_template
@@ -198,7 +199,7 @@ def test_the_template_predicts_values_and_pictures(tmp_path: Path) -> None:
     trainer = trainer_of(spec, load_source(spec.data))
     train(trainer, 300)
     assert trainer.evaluate().accuracy > 0.95
-    assert json.loads(trainer.predict(b'{"a": 1.0}'))["value"] == pytest.approx(53, abs=0.5)
+    assert json.loads(answer(trainer.spec, b'{"a": 1.0}', trainer.forward()))["value"] == pytest.approx(53, abs=0.5)
     path.write_text(write_template(load_source(f"images:{tmp_path / 'pictures'}"), "pictures"))
     spec = load_spec(f"{path}:Spec")
     trainer = trainer_of(spec, load_source(spec.data))

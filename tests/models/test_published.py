@@ -18,6 +18,7 @@ from gossipml.models.builtin import DigitsMlp, Xor
 from gossipml.models.data import Dataset, take_part
 from gossipml.models.flat import build_flat
 from gossipml.models.partition import Part, parse_rule
+from gossipml.models.predict import answer
 from gossipml.models.serving import ServedModel
 from gossipml.models.spec import Classifier, Sgd
 from gossipml.models.training import LocalTrainer
@@ -221,7 +222,7 @@ def test_what_is_no_version_of_this_model_is_refused_and_changes_nothing(
         assert says in str(caught.value)
     assert trainer.save() == before
     with pytest.raises(UserError, match="no version of 'digits-mlp' has been loaded"):
-        served.predict(b"[]")
+        answer(served.spec, b"[]", served.forward())
 
 
 def test_shared_tensors_that_differ_are_refused() -> None:
@@ -243,7 +244,7 @@ def test_a_peer_that_only_serves_answers_from_the_last_version(digits: Dataset) 
     for _ in range(2):
         train(trainer, 60)
         served.load(trainer.export().content)
-        assert served.predict(request) == trainer.predict(request)
+        assert answer(served.spec, request, served.forward()) == answer(trainer.spec, request, trainer.forward())
     xor = ServedModel(Xor(), network_id=NETWORK)
     with pytest.raises(UserError, match=r"lacks tensor.*of another model|unknown tensor|has the shape"):
         xor.load(trainer.export().content)

@@ -19,6 +19,7 @@ from gossipml.models.encoding import encode
 from gossipml.models.flat import FlatModule, build_flat
 from gossipml.models.optimise import FlatSgd
 from gossipml.models.partition import Part, Rule
+from gossipml.models.predict import answer
 from gossipml.models.spec import Array, Classifier, Sgd
 from gossipml.models.training import LocalTrainer
 
@@ -308,7 +309,7 @@ def test_evaluation_can_be_interleaved_with_training_and_prediction(digits: Data
             break
         chunks += 1
         trainer.step()
-        trainer.predict(json.dumps(digits.test.inputs[0].tolist()).encode())
+        answer(trainer.spec, json.dumps(digits.test.inputs[0].tolist()).encode(), trainer.forward())
         trainer.merge(trainer.snapshot("int8"), "int8", 0.5)
     assert chunks >= 4
 
@@ -334,7 +335,7 @@ def test_predictions_name_the_right_digit(digits: Dataset) -> None:
         train(trainer, 100)
     trainer.evaluate()
     request = {"instances": digits.test.inputs[:50].tolist()}
-    answers = json.loads(trainer.predict(json.dumps(request).encode()))["predictions"]
+    answers = json.loads(answer(trainer.spec, json.dumps(request).encode(), trainer.forward()))["predictions"]
     right = [int(each["label"]) == target for each, target in zip(answers, digits.test.targets, strict=False)]
     assert sum(right) >= 46
 

@@ -29,7 +29,10 @@ def trees(tmp_path: Path) -> str:
 async def test_a_model_of_any_width_trains_on_a_table_and_serves_elsewhere(trees: str) -> None:
     with trio.fail_after(2 * START_SECONDS):
         async with open_worker(PeerConfig(model="logistic", data=trees), NETWORK) as worker:
-            assert worker.info.features == ("width", "height") and worker.info.labels == ("elm", "oak")
+            assert worker.info.described.features == ("width", "height") and worker.info.described.labels == (
+                "elm",
+                "oak",
+            )
             for _ in range(4):
                 await worker.train(100)
                 await worker.evaluate()

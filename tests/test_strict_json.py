@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossipml.api import strict_json
+from gossipml import strict_json
 from gossipml.api.ports import JSON
 from gossipml.errors import UserError
 
