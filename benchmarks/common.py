@@ -48,11 +48,14 @@ def running_peers(
     options: Sequence[dict[str, object]],
     learner: dict[str, object] | None = None,
     gate: Path | None = None,
+    *,
+    looks: bool = True,
 ) -> Iterator[list[str]]:
     """Peers of one new network, one for each set of options; their HTTP addresses. All are ended afterwards.
 
     `learner` changes fields of `LearnerConfig` that no option of `gossipml peer start` has. With a `gate`, all have
-    loaded model and data when the block begins, and train when that file is made.
+    loaded model and data when the block begins, and train when that file is made; with `looks` they keep their state
+    after each round then.
     """
     env = real_env(folder)
     token = new_network(env.secrets, expires=0, addresses=())
@@ -66,7 +69,7 @@ def running_peers(
             config = {"listen": "127.0.0.1:0", "api": "127.0.0.1:0", "name": f"peer{index}", **extra}
             program = str(Path(__file__).with_name("peer_process.py"))
             command = [sys.executable, "-P", program, str(home.path), json.dumps(config), json.dumps(learner or {})]
-            command += [str(gate)] if gate else []
+            command += [str(gate), *["looks"] * looks] if gate else []
             with (folder / f"peer{index}.log").open("wb") as log:
                 processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
             info = None

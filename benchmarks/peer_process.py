@@ -1,9 +1,9 @@
-"""A peer for benchmarks: python peer_process.py HOME CONFIG_JSON LEARNER_JSON [GATE]
+"""A peer for benchmarks: python peer_process.py HOME CONFIG_JSON LEARNER_JSON [GATE [looks]]
 
 `gossipml peer start` with another pace of the learner. With a GATE it makes the file HOME/loaded when its model and
-data are loaded, trains only when the file GATE is there, so that several peers begin together, and keeps its state
-after each round as HOME/looks/SECONDS, so that its accuracy over time can be measured when the race is over. What the
-keeping takes is left out of those SECONDS.
+data are loaded, and trains only when the file GATE is there, so that several peers begin together. With `looks` it
+keeps its state after each round as HOME/looks/SECONDS, so that its accuracy over time can be measured when the race is
+over. What the keeping takes is left out of those SECONDS.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from gossipml.daemon.worker import WorkerTrainer, open_worker
 from gossipml.models.trainer import RoundReport
 
 
-async def wait_at(gate: Path, home: Home, worker: WorkerTrainer) -> None:
+async def wait_at(gate: Path, home: Home) -> None:
+    (home.path / "loaded").touch()
+    while not gate.exists():  # noqa: ASYNC240  # a local file
+        await trio.sleep(0.002)
+
+
+def keep_looks(home: Home, worker: WorkerTrainer) -> None:
     looks = home.path / "looks"
     looks.mkdir()
     train, keeping = worker.train, 0.0
@@ -40,9 +46,6 @@ async def wait_at(gate: Path, home: Home, worker: WorkerTrainer) -> None:
         return report
 
     worker.train = train_and_keep  # type: ignore[method-assign]
-    (home.path / "loaded").touch()
-    while not gate.exists():  # noqa: ASYNC240  # a local file
-        await trio.sleep(0.002)
 
 
 def main() -> None:
@@ -53,7 +56,9 @@ def main() -> None:
     async def gated(config: PeerConfig, network_id: bytes) -> AsyncIterator[WorkerTrainer]:
         async with open_worker(config, network_id) as worker:
             if gate is not None:
-                await wait_at(gate, home, worker)
+                if "looks" in sys.argv[5:]:
+                    keep_looks(home, worker)
+                await wait_at(gate, home)
             yield worker
 
     run.open_worker = gated  # type: ignore[attr-defined]  # the one place where a benchmark reaches in

@@ -1,0 +1,173 @@
+"""What a row of the table is, and what comes of it: a figure, records for the CSV, a chart.
+
+A row's module has `measure(settings) -> Outcome`, and is imported only when its row runs. Cells (a variant and a seed)
+are independent of each other and go to as many processes as there are cores.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+Record: TypeAlias = Mapping[str, str | int | float]
+"""A line of the CSV; all of one row have the same columns."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the user wants a row to be measured."""
+
+    quick: bool = False
+    """Fewer seeds and rounds: to see that it runs. Its figures are none."""
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Which columns of the records are drawn: a line for each `series`, or, without `x`, a bar."""
+
+    series: str
+    y: str
+    x: str = ""
+    y_label: str = ""
+    x_label: str = ""
+    aim: float | None = None
+    """A line to reach."""
+    logarithmic: bool = False
+    """The x axis."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    ours: str
+    reached: bool
+    records: Sequence[Record]
+    chart: Chart
+
+
+class Skipped(Exception):
+    """The row cannot be measured here; says why."""
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    case: str
+    reference: str
+    reach: str
+    module: str
+    made_by: str = ""
+    """Another program that measures it, if not one of this folder."""
+
+    def measure(self, settings: Settings) -> Outcome:
+        outcome: Outcome = importlib.import_module(self.module).measure(settings)
+        return outcome
+
+
+ROWS = (
+    Row(
+        "xor",
+        "XOR, 2 and 3 peers, 100 seeds",
+        "91 % (mean), 75 % (SLERP) published; 100 % alone",
+        "100 of 100 seeds, with the mean and with SLERP",
+        "row_xor",
+    ),
+    Row(
+        "six",
+        "MNIST, 6 peers, at most 2 classes each",
+        "64.6 ± 20.9 % published",
+        "at least 97 %, std at most 0.5",
+        "row_six",
+    ),
+)
+
+
+def in_processes(measure: Callable[[A], B], cells: Iterable[A], settings: Settings) -> list[B]:
+    """`measure` of each cell, in the order of the cells. It is a function of a module: processes import it."""
+    cells = list(cells)
+    count = min(settings.processes, len(cells))
+    if count <= 1:
+        begin_process()
+        return [measure(cell) for cell in cells]
+    with ProcessPoolExecutor(count, get_context("spawn"), begin_process) as pool:
+        return list(pool.map(measure, cells))
+
+
+def begin_process() -> None:
+    """One thread of torch a process: as a peer has, and the same sums whatever the machine has."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # as the worker does
+
+
+def write_records(path: Path, records: Sequence[Record]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+        lines.writeheader()
+        lines.writerows(records)
+
+
+def draw(path: Path, row: Row, outcome: Outcome) -> bool:
+    """The chart as a picture; False where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    chart, records = outcome.chart, outcome.records
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    series = list(dict.fromkeys(record[chart.series] for record in records))
+    for name in series:
+        mine = [record for record in records if record[chart.series] == name]
+        if chart.x:
+            places = sorted({float(record[chart.x]) for record in mine})
+            means = [_mean(float(r[chart.y]) for r in mine if float(r[chart.x]) == place) for place in places]
+            axes.plot(places, means, marker="." if len(places) < 30 else "", label=str(name))
+        else:
+            axes.bar(str(name), _mean(float(record[chart.y]) for record in mine))
+    if chart.aim is not None:
+        axes.axhline(chart.aim, linestyle="--", color="grey", linewidth=1, label="to be reached")
+    if chart.logarithmic:
+        axes.set_xscale("log")
+    axes.set(title=row.case, xlabel=chart.x_label or chart.x, ylabel=chart.y_label or chart.y)
+    if chart.x:
+        axes.legend(fontsize="small")
+    else:
+        axes.tick_params(axis="x", labelrotation=20)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return True
+
+
+def mnist() -> str:
+    """The source of MNIST. Skipped where it is missing."""
+    folder = data_folder() / "mnist"
+    if not folder.is_dir():
+        raise Skipped(f"no MNIST in {folder.parent}; set GOSSIPML_DATA to the folder that holds mnist/")
+    return f"mnist:{folder}"
+
+
+def data_folder() -> Path:
+    return Path(os.environ.get("GOSSIPML_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the other benchmarks, which rows may call
