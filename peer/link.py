@@ -161,6 +161,11 @@ class Link:
         self._control.append(encode(message))
         self._wake.set()
 
+    def post_news(self, message: Message) -> None:
+        """Send a small message that the next one replaces: nothing when others still wait to be sent."""
+        if self.is_open and not self._control:
+            self.post(message)
+
     def post_update(self, parcel: Parcel) -> bool:
         """Queue an update; False when another one is waiting already. True promises one `on_sent`."""
         if not self.is_open or self._waiting is not None:

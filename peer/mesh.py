@@ -30,7 +30,19 @@ from gossipml.peer.herald import Herald
 from gossipml.peer.learner import Learner, NotReady
 from gossipml.peer.link import Link, LinkConfig, Parcel, Traffic
 from gossipml.peer.neighbours import NeighbourInfo, Stats, describe
-from gossipml.peer.wire import BOOT_SIZE, Hello, Message, Orders, Ping, Pong, Profile, Update, UpdateAck
+from gossipml.peer.wire import (
+    BOOT_SIZE,
+    LINK_SIZE,
+    Hello,
+    Message,
+    News,
+    Orders,
+    Ping,
+    Pong,
+    Profile,
+    Update,
+    UpdateAck,
+)
 
 log = logging.getLogger("gossipml.peer")
 
@@ -113,6 +125,7 @@ class Mesh:
         self._doors: dict[Address, None] = {}  # addresses being dialled
         self._notes: dict[PeerId, str] = {}  # for NeighbourInfo.reason
         self._traffic: dict[PeerId, Traffic] = {}
+        self._news: dict[PeerId, News] = {}  # of the peers with an open session
         self._nonce = 0
         self._nursery: trio.Nursery | None = None
         self._time_changed = trio.Event()
@@ -217,6 +230,16 @@ class Mesh:
             self._spread([order])
         return news
 
+    def tell(self, state: str, round: int, accuracy: float | None, loss: float | None) -> None:
+        """Tell our neighbours how we fare, for people to see."""
+        news = News(state, round, accuracy, loss, tuple(peer[:LINK_SIZE] for peer in self._links))
+        for link in list(self._links.values()):
+            link.post_news(news)
+
+    def news(self, peer: PeerId) -> News | None:
+        """What a neighbour told last; None without a session or a word."""
+        return self._news.get(peer)
+
     def links(self) -> list[PeerId]:
         """The peers with an open session."""
         return list(self._links)
@@ -293,6 +316,7 @@ class Mesh:
             self._note_refusal(link, now)
             return
         del self._links[peer]
+        self._news.pop(peer, None)
         if link.end_code == "broken":
             self._note(peer, link.end_reason)
             self.view.failed(peer, now)
@@ -433,6 +457,9 @@ class Mesh:
         match message:
             case Ping(nonce):
                 link.post(Pong(nonce))
+            case News():
+                if self._links.get(link.peer) is link:
+                    self._news[link.peer] = message
             case Orders():
                 news = self._herald.hear(message, self._clock.wall())
                 if news:

@@ -16,6 +16,7 @@ A stream carries frames, one after another, in each direction:
 | update  | model, digest, enc, params, bytes, age, round, want, reply, peers, mass | a model, encoded in the body |
 | ack     | round, ok, reason, mass                                                 | why an update was refused |
 | orders  | orders, digest                                                          | what the network key ordered |
+| news    | state, round, accuracy, loss, links                                     | how the sender fares, for people |
 | ping    | n                                                                       | are you there? |
 | pong    | n                                                                       | the same n; or 0: I live |
 | goodbye | reason                                                                  | the session ends on purpose |
@@ -34,6 +35,8 @@ A stream carries frames, one after another, in each direction:
     want       whether an answer with the receiver's own model is wished for; reply: this is such an answer
     mass       with push-sum, and only then: [total, epoch], a number from 0 to 2^20 and an integer below 2^32
                (`gossipml.peer.push_sum`); in ack: the total of the update that was refused, if it had one
+    state      of its learning, at most 16 characters; accuracy: 0 to 1 or nil; loss: finite or nil
+    links      at most 64 beginnings (8 bytes) of the ids of peers with which the sender has sessions
     peers      at most 8 of [peer id, name, model, list of [IP literal, port]]: hints for peer sampling
 
 Names of models match [a-z0-9][a-z0-9_-]{0,63} or are empty (trains nothing). Fields that are not listed are
@@ -68,6 +71,9 @@ MAX_ENCODING = 32  # "bfloat16-1in64-01234567" and some to come
 MAX_REASON = 600  # two digests, three names and a sentence
 MAX_CONTACTS = 8  # peer sampling works with samples far smaller than the view (Jelasity et al. 2007)
 MAX_ORDERS = 60  # of the longest orders fit one header
+MAX_STATE = 16  # "averaging" has 9
+MAX_LINKS = 64  # the most sessions that a mesh has by default
+LINK_SIZE = 8  # bytes of an id that tell peers apart in a picture; nothing else rests on them
 MAX_AGE = float(2**53)  # beyond it a float no longer counts single samples
 MAX_PARAMETERS = 2**40
 MAX_BODY = 2**43
@@ -168,6 +174,18 @@ class Orders:
 
 
 @dataclass(frozen=True)
+class News:
+    """How the sender says that it fares; people see it, nothing is decided by it."""
+
+    state: str
+    round: int
+    accuracy: float | None
+    loss: float | None
+    links: tuple[bytes, ...]
+    """Beginnings of the ids of those it has sessions with."""
+
+
+@dataclass(frozen=True)
 class Ping:
     nonce: int
 
@@ -182,7 +200,9 @@ class Goodbye:
     reason: str
 
 
-Message: TypeAlias = Hello | HelloReply | Refusal | NewProfile | Update | UpdateAck | Orders | Ping | Pong | Goodbye
+Message: TypeAlias = (
+    Hello | HelloReply | Refusal | NewProfile | Update | UpdateAck | Orders | News | Ping | Pong | Goodbye
+)
 
 
 # Encoding.
@@ -240,6 +260,15 @@ def _fields(message: Message) -> dict[str, object]:
             return {"t": "ack", "round": round_, "ok": accepted, "reason": clean_reason(reason), **told}
         case Orders(orders, digest):
             return {"t": "orders", "orders": list(orders[:MAX_ORDERS]), "digest": digest}
+        case News():
+            return {
+                "t": "news",
+                "state": message.state,
+                "round": message.round,
+                "accuracy": message.accuracy,
+                "loss": message.loss,
+                "links": list(message.links[:MAX_LINKS]),
+            }
         case Ping(nonce):
             return {"t": "ping", "n": nonce}
         case Pong(nonce):
@@ -321,6 +350,21 @@ def _read_mass(item: Value) -> Mass:
     raise RemoteError(f"a mass is [total from 0 to {MAX_WEIGHT:g}, epoch below 2^32]")
 
 
+def _read_news(fields: dict[str, Value]) -> News:
+    links = []
+    for item in codec.get_list(fields, "links", limit=MAX_LINKS):
+        if not isinstance(item, bytes) or len(item) != LINK_SIZE:
+            raise RemoteError(f"a link is the first {LINK_SIZE} bytes of a peer id")
+        links.append(item)
+    return News(
+        state=_printable(codec.get_str(fields, "state", limit=MAX_STATE), "state"),
+        round=codec.get_int(fields, "round"),
+        accuracy=None if fields.get("accuracy") is None else codec.get_float(fields, "accuracy", low=0.0, high=1.0),
+        loss=None if fields.get("loss") is None else codec.get_float(fields, "loss", low=-MAX_AGE, high=MAX_AGE),
+        links=tuple(links),
+    )
+
+
 def _read_orders(fields: dict[str, Value]) -> Orders:
     orders = []
     for item in codec.get_list(fields, "orders", limit=MAX_ORDERS):
@@ -378,6 +422,7 @@ _READERS: dict[str, Callable[[dict[str, Value]], Message]] = {
         codec.get_float(f, "mass", low=0.0, high=MAX_WEIGHT) if "mass" in f else None,
     ),
     "orders": _read_orders,
+    "news": _read_news,
     "ping": lambda f: Ping(codec.get_int(f, "n")),
     "pong": lambda f: Pong(codec.get_int(f, "n")),
     "goodbye": lambda f: Goodbye(_reason(f)),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
+
+import trio
 
 from gossipml import __version__
 from gossipml.api.broadcast import Broadcast
@@ -28,6 +31,9 @@ from gossipml.daemon.metrics import metrics
 from gossipml.daemon.node import Node
 from gossipml.daemon.serving import VERSION_DIGITS, Serving
 from gossipml.ids import format_peer_id
+from gossipml.peer.wire import LINK_SIZE
+
+NEWS_SECONDS = 2.0  # 100 bytes to each of eight neighbours: 0.4 kB a second
 
 
 class Face:
@@ -125,7 +131,10 @@ class Face:
         return problems
 
     def peers(self) -> list[dict[str, JSON]]:
-        now = self.node.env.clock.now()
+        now, mesh = self.node.env.clock.now(), self.node.mesh
+        infos = mesh.neighbours()
+        own = self.node.credentials.identity.peer_id
+        names = {peer[:LINK_SIZE]: format_peer_id(peer) for peer in (own, *(info.peer for info in infos))}
         return [
             {
                 "name": info.name,
@@ -139,9 +148,25 @@ class Face:
                 "last_seen": None if info.last_seen is None else now - info.last_seen,
                 "strikes": info.strikes,
                 "problem": info.reason,
+                "learning": news.state if news else None,
+                "round": news.round if news else None,
+                "accuracy": news.accuracy if news else None,
+                "loss": news.loss if news else None,
+                "links": [names[link] for link in news.links if link in names] if news else [],
             }
-            for info in self.node.mesh.neighbours()
+            for info in infos
+            for news in [mesh.news(info.peer)]
         ]
+
+    async def tell_neighbours(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Tell our neighbours how we fare, until cancelled."""
+        task_status.started()
+        while True:
+            progress = self.node.learner.progress
+            accuracy = progress.evaluation.accuracy if progress.evaluation else None
+            loss = progress.loss if progress.loss is not None and math.isfinite(progress.loss) else None
+            self.node.mesh.tell(progress.state, progress.round, accuracy, loss)
+            await trio.sleep(NEWS_SECONDS * self.node.env.rng.uniform(0.8, 1.2))
 
     # Probes
 

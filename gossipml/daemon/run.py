@@ -165,6 +165,7 @@ async def _run(
                 node.running(),
                 node.supervisor.running("predictions", serving.run),
                 recording(),
+                node.supervisor.running("news", face.tell_neighbours),
                 node.supervisor.running("api", endpoint) as bound,
             ):
                 face.api = bound

@@ -83,6 +83,8 @@ def test_the_page_shows_the_network_live(peers: tuple[Peer, Peer], chromium: Bro
         assert page.locator("#graph .name").all_text_contents() == ["ada", bela.name]
         assert page.locator("#peers tbody th").all_inner_texts() == [bela.name]  # as text, whatever it holds
         assert page.locator(".chart.accuracy .line").count() == 1
+        page.locator("#graph .node:not(.self) .figure", has_text="9").wait_for()  # bela tells how well she knows them
+        assert page.locator("#peers tbody td").nth(2).inner_text().startswith("9")
         first = page.locator("#figures dd").nth(4).inner_text()
         page.wait_for_function("old => document.querySelectorAll('#figures dd')[4].innerText !== old", arg=first)
 

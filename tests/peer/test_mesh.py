@@ -19,7 +19,7 @@ from gossipml.peer.link import LinkConfig
 from gossipml.peer.mesh import MeshConfig
 from gossipml.peer.neighbours import NeighbourInfo
 from gossipml.peer.protocols import parse_protocol
-from gossipml.peer.wire import Body, Goodbye, HelloReply, Ping, Pong, Refusal, Update, UpdateAck, encode
+from gossipml.peer.wire import Body, Goodbye, HelloReply, News, Ping, Pong, Refusal, Update, UpdateAck, encode
 
 from .peers import (
     DIGEST,
@@ -76,6 +76,21 @@ def test_peers_that_know_of_each_other_connect_with_one_session_each_way() -> No
         assert (seen.name, seen.model, seen.state) == ("bob", "digits", "connected")
         assert seen.bytes_sent > 0 < seen.bytes_received
         assert ann.mesh.stats.traffic.sent == sum(i.bytes_sent for i in ann.mesh.neighbours())
+
+    play(scenario)
+
+
+def test_neighbours_hear_how_we_fare_as_long_as_the_session_lasts() -> None:
+    async def scenario(world: World, peers: Cluster) -> None:
+        ann, bob = [await peers.start(name) for name in ("ann", "bob")]
+        await introduce(ann, bob)
+        assert bob.mesh.news(ann.id) is None
+        ann.mesh.tell("training", 7, 0.5, None)
+        await trio.sleep(1)
+        assert bob.mesh.news(ann.id) == News("training", 7, 0.5, None, (bob.id[:8],))
+        ann.scope.cancel()
+        await trio.sleep(1)
+        assert bob.mesh.news(ann.id) is None
 
     play(scenario)
 

@@ -24,6 +24,7 @@ from gossipml.peer.wire import (
     HelloReply,
     Message,
     NewProfile,
+    News,
     Orders,
     Ping,
     Pong,
@@ -72,11 +73,31 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(NewProfile, profiles),
     updates,
     st.builds(UpdateAck, st.integers(0, 2**63 - 1), st.booleans(), reasons),
+    st.builds(
+        News,
+        st.text("abcdefgh", max_size=16),
+        st.integers(0, 2**40),
+        st.none() | st.floats(0, 1),
+        st.none() | st.floats(-1e9, 1e9),
+        st.lists(st.binary(min_size=8, max_size=8), max_size=64).map(tuple),
+    ),
     st.builds(Orders, st.lists(st.binary(max_size=MAX_ORDER), max_size=MAX_ORDERS).map(tuple), boots),
     st.builds(Ping, st.integers(0, 2**63 - 1)),
     st.builds(Pong, st.integers(0, 2**63 - 1)),
     st.builds(Goodbye, reasons),
 )
+
+
+def test_news_that_break_the_specification_are_refused() -> None:
+    good = News("training", 3, 0.5, 1.5, (b"12345678",))
+    assert decode_header(altered(good)) == good
+    for wrong in (
+        {"state": "a" * 17}, {"state": "two\nlines"}, {"state": 3}, {"round": -1}, {"accuracy": 1.5},
+        {"accuracy": "1"}, {"loss": 1e300}, {"links": [b"1234567"]},
+        {"links": [b"12345678"] * 65}, {"links": b"12345678"},
+    ):  # fmt: skip
+        with pytest.raises(RemoteError):
+            decode_header(altered(good, **wrong))
 
 
 def test_the_longest_orders_fit_one_header() -> None:
