@@ -69,6 +69,17 @@ class PeerConfig:
     """How incoming models are merged with ours (`gossipml.models.merge_rules`)."""
     compression: str = "int8"
     """In which form models are sent (`gossipml.models.compression`); auto: what each link carries."""
+    optimiser: str = ""
+    """By its name in torch.optim, in small letters; empty: the model's own, as with the next four."""
+    learning_rate: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    batch: int | None = None
+    """Samples of an optimiser step."""
+    local_steps: str = "auto"
+    """Optimiser steps of a round; auto: as many as this machine does in the time that a round takes."""
+    outer: str = ""
+    """An outer step over the gossip average (`gossipml.models.tuning`), for example nesterov; empty: none."""
     publish_seconds: float = 300.0
     """A trainer publishes at most this often, and when its model improved (guess)."""
     pause_on_battery: bool = False
@@ -202,10 +213,12 @@ def _convert(name: str, value: object) -> object:
             return value if isinstance(value, Address) else parse_address(str(value), what=f"{name} address")
         case "part":
             return value if isinstance(value, tuple) else parse_part(str(value))
-        case "threads" | "seed" | "max_rounds" | "replicas" | "keep" | "nice":
+        case "threads" | "seed" | "max_rounds" | "replicas" | "keep" | "nice" | "batch":
             return _number(name, value, int)
         case "pause_on_load" if isinstance(value, str):
             return _number(name, value.strip().removesuffix("%").rstrip(), float)
+        case "learning_rate" | "momentum" | "weight_decay":
+            return _number(name, value, float)
         case "target_accuracy" | "publish_seconds" | "pause_on_load" | "audit_days":
             return _number(name, value, float)
         case "quota" | "upload_rate":
@@ -213,6 +226,8 @@ def _convert(name: str, value: object) -> object:
         case "train" | "lan" | "pause_on_battery" | "audit" | "audit_inputs":
             return _switch(name, value)
         case _:
+            if name == "local_steps" and isinstance(value, int) and not isinstance(value, bool):
+                return str(value)
             if not isinstance(value, str):
                 raise UserError(f"{name} must be text, not {value!r}")
             return value

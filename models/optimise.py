@@ -7,13 +7,18 @@ parameter, which matters for small models. Every other optimiser is torch's own,
 from __future__ import annotations
 
 import copy
+import inspect
 import json
+from collections.abc import Collection
 
 import torch
 
 from gossipml.errors import UserError
 from gossipml.models.flat import FlatModule
 from gossipml.models.spec import Sgd, Spec
+from gossipml.models.tuning import OPTIMISERS, Outer, Tuning
+
+SGD_RATE = 0.05  # as `Classifier.learning_rate`, for a model that asks for another optimiser
 
 
 class FlatSgd:
@@ -22,6 +27,8 @@ class FlatSgd:
     The gradient vector is the velocity: `keep` of it stays when a kernel adds the next gradient, which saves two
     passes over the vector.
     """
+
+    kind = "sgd on the vector"
 
     def __init__(self, flat: FlatModule, sgd: Sgd) -> None:
         self._values = flat.vector[: flat.parameter_count]
@@ -55,6 +62,7 @@ class TorchOptimiser:
 
     def __init__(self, optimiser: torch.optim.Optimizer) -> None:
         self._optimiser = optimiser
+        self.kind = type(optimiser).__name__
         self._first = copy.deepcopy(optimiser.state_dict())
 
     def step(self) -> None:
@@ -87,17 +95,47 @@ class TorchOptimiser:
         self._optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 
-def make_optimiser(flat: FlatModule, spec: Spec) -> FlatSgd | TorchOptimiser:
-    """What the specification's `optimiser` asks for, on the flat vector where that is the same."""
+class OuterStep:
+    """Nesterov momentum over rounds: see `tuning`."""
+
+    def __init__(self, outer: Outer, parameters: torch.Tensor) -> None:
+        """`parameters` (P,): a view, changed in place."""
+        self._outer = outer
+        self._x = parameters
+        self._before = parameters.clone()
+        self._velocity = torch.zeros_like(parameters)
+
+    def step(self) -> None:
+        """At the beginning of a round."""
+        change = self._before - self._x
+        self._velocity.mul_(self._outer.momentum).add_(change)
+        change.add_(self._velocity, alpha=self._outer.momentum)
+        self._before.sub_(change, alpha=self._outer.rate)
+        self._x.copy_(self._before)
+
+    def reset(self) -> None:
+        """The parameters are others now: no way led here."""
+        self._before.copy_(self._x)
+        self._velocity.zero_()
+
+    def save(self) -> dict[str, torch.Tensor]:
+        return {"outer.before": self._before, "outer.velocity": self._velocity}
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """After the parameters; from the beginning where there was no outer step then."""
+        self.reset()
+        for name, own in self.save().items():
+            saved = tensors.get(name)
+            if saved is not None and saved.shape == own.shape and bool(saved.isfinite().all()):
+                own.copy_(saved)
+
+
+def make_optimiser(flat: FlatModule, spec: Spec, tuning: Tuning | None = None) -> FlatSgd | TorchOptimiser:
+    """What the specification's `optimiser` asks for, or the user instead, on the flat vector where that is the same."""
     trained = [parameter for parameter in flat.module.parameters() if parameter.requires_grad]
-    asked = spec.optimiser(trained)
+    asked = _asked(trained, spec, tuning or Tuning())
     if isinstance(asked, torch.optim.Optimizer):
         return TorchOptimiser(asked)
-    if not isinstance(asked, Sgd):
-        raise UserError(
-            f"optimiser() of the model {spec.name!r} gave a {type(asked).__name__}; return a torch.optim.Optimizer "
-            "or a gossipml.models.spec.Sgd"
-        )
     if len(trained) < len(list(flat.module.parameters())):  # frozen parameters must not decay or drift
         return TorchOptimiser(
             torch.optim.SGD(
@@ -108,3 +146,39 @@ def make_optimiser(flat: FlatModule, spec: Spec) -> FlatSgd | TorchOptimiser:
             ),
         )
     return FlatSgd(flat, asked)
+
+
+def _asked(trained: list[torch.nn.Parameter], spec: Spec, tuning: Tuning) -> torch.optim.Optimizer | Sgd:
+    own = None if tuning.optimiser and tuning.learning_rate is not None else spec.optimiser(trained)
+    if not isinstance(own, torch.optim.Optimizer | Sgd | None):
+        raise UserError(
+            f"optimiser() of the model {spec.name!r} gave a {type(own).__name__}; return a torch.optim.Optimizer "
+            "or a gossipml.models.spec.Sgd"
+        )
+    numbers = {"momentum": tuning.momentum, "weight_decay": tuning.weight_decay, "lr": tuning.learning_rate}
+    given = {name: number for name, number in numbers.items() if number is not None}
+    if tuning.optimiser == "sgd" or (isinstance(own, Sgd) and not tuning.optimiser):
+        basis = own if isinstance(own, Sgd) else Sgd(tuning.learning_rate or SGD_RATE)
+        return Sgd(
+            given.get("lr", basis.learning_rate),
+            given.get("momentum", basis.momentum),
+            given.get("weight_decay", basis.weight_decay),
+        )
+    if tuning.optimiser:
+        make = getattr(torch.optim, OPTIMISERS[tuning.optimiser])
+        _check_taken(tuning.optimiser, given, inspect.signature(make).parameters)
+        made: torch.optim.Optimizer = make(trained, **given)
+        return made
+    assert isinstance(own, torch.optim.Optimizer)
+    _check_taken(f"the optimiser of {spec.name!r}", given, own.defaults)
+    for group in own.param_groups:
+        group.update(given)
+    return own
+
+
+def _check_taken(what: str, given: dict[str, float], taken: Collection[str]) -> None:
+    for name in given:
+        if name not in taken:
+            raise UserError(
+                f"{what} takes no {name.replace('_', ' ')}; leave --{name.replace('_', '-')} out, or use sgd"
+            )

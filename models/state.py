@@ -31,6 +31,7 @@ class Progress:
     rounds_alone: int
     order: str
     optimiser: str
+    optimiser_kind: str
 
 
 def pack(tensors: dict[str, torch.Tensor], progress: Progress) -> bytes:
@@ -57,6 +58,7 @@ def unpack(data: bytes, layout: Layout) -> tuple[dict[str, torch.Tensor], Progre
             rounds_alone=int(fields["rounds_alone"]),
             order=str(fields["order"]),
             optimiser=str(fields["optimiser"]),
+            optimiser_kind=str(fields["optimiser_kind"]),
         )
         if progress.steps < 0:
             raise ValueError("its counters are out of range")

@@ -32,13 +32,13 @@ from gossipml.models.dataset import LocalData, Targets
 from gossipml.models.feedback import Outgoing
 from gossipml.models.flat import build_flat
 from gossipml.models.kernels import ModuleKernel, kernel_for
-from gossipml.models.merge_rules import MergeRule, parse_merge
 from gossipml.models.merger import Merger
-from gossipml.models.optimise import make_optimiser
+from gossipml.models.optimise import OuterStep, make_optimiser
 from gossipml.models.predict import Forward
 from gossipml.models.serving import Answering
 from gossipml.models.spec import Spec
 from gossipml.models.trainer import Evaluation, Export, Layout, MergeReport
+from gossipml.models.tuning import Tuning
 
 T = TypeVar("T")
 Body: TypeAlias = bytes | bytearray | memoryview
@@ -60,8 +60,9 @@ class LocalTrainer:
         network_id: bytes,
         seed: int,
         device: torch.device | None = None,
-        merge: MergeRule | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
+        tuning = tuning or Tuning()
         self._device = device or torch.device("cpu")
         self.spec = spec
         self._flat, self.layout = build_flat(spec, network_id, self._device)
@@ -69,14 +70,15 @@ class LocalTrainer:
         self._average = self._x.clone()
         self._answering = Answering(spec, self._flat, self._device)
         self._kernel = kernel_for(spec, self._flat.module) or ModuleKernel(spec, self._flat)
-        self._optimiser = make_optimiser(self._flat, spec)
+        self._optimiser = make_optimiser(self._flat, spec, tuning)
+        self._outer = OuterStep(tuning.outer, self._x[: self._flat.parameter_count]) if tuning.outer else None
         self._train = Samples(spec, data.train, self._device)
         self._validation = Samples(spec, data.validation, self._device)
         self._test = Samples(spec, data.test, self._device)
-        self._order = ShuffledOrder(len(self._train), spec.batch, seed)
+        self._order = ShuffledOrder(len(self._train), tuning.batch or spec.batch, seed)
         self._unevenness = _distance_of_classes(data.train.targets, data.test.targets)
         self._incoming = np.empty(self.layout.size, dtype=np.float32)
-        self._merger = Merger(merge or parse_merge("clipping"), coordinates_of(self._flat.module))
+        self._merger = Merger(tuning.merge, coordinates_of(self._flat.module))
         self._outgoing = Outgoing(self._x.cpu().numpy(), exact=self.layout.buffers)
         self._serve_average = True
         self._rounds_alone = ALONE_ROUNDS
@@ -93,6 +95,8 @@ class LocalTrainer:
 
     def begin_round(self) -> None:
         """Call before the first step of a round."""
+        if self._outer is not None and self.steps and math.isfinite(float(self._x.sum())):
+            self._outer.step()
         if self.steps and self._rounds_alone and math.isfinite(float(self._x.sum())):
             self._average.lerp_(self._x, ALONE_SHARE)
         self._rounds_alone += 1
@@ -122,9 +126,11 @@ class LocalTrainer:
         if not math.isfinite(loss) or not math.isfinite(float(self._x.sum())):
             self._x.copy_(self._average)
             self._optimiser.reset()
+            if self._outer is not None:
+                self._outer.reset()
             raise UserError(
                 f"training of {self.spec.name!r} diverged (its loss is {loss}); the parameters were put back to their "
-                "average. If it happens again, lower the learning rate in the model"
+                "average. If it happens again, lower the learning rate (--learning-rate)"
             )
         return loss
 
@@ -298,6 +304,7 @@ class LocalTrainer:
                 "average": self._average,
                 "torch_generator": torch.get_rng_state(),
                 **tensors,
+                **(self._outer.save() if self._outer is not None else {}),
             },
             state.Progress(
                 digest=self.layout.digest,
@@ -307,19 +314,23 @@ class LocalTrainer:
                 rounds_alone=self._rounds_alone,
                 order=self._order.save(),
                 optimiser=optimiser,
+                optimiser_kind=self._optimiser.kind,
             ),
         )
 
     def restore(self, data: bytes) -> None:
         """Undo of `save`. UserError when it is damaged or of another model; then nothing is changed."""
         tensors, progress = state.unpack(data, self.layout)
-        order = ShuffledOrder(len(self._train), self.spec.batch, 0)
+        order = ShuffledOrder(len(self._train), self._order.batch, 0)
         try:
             order.restore(progress.order)
             generator, before = torch.get_rng_state(), self._optimiser.save()
             try:
                 torch.set_rng_state(tensors["torch_generator"])
-                self._optimiser.restore(tensors, progress.optimiser)
+                if progress.optimiser_kind == self._optimiser.kind:
+                    self._optimiser.restore(tensors, progress.optimiser)
+                else:  # its user chose another one: the parameters are good all the same
+                    self._optimiser.reset()
             except Exception:
                 torch.set_rng_state(generator)
                 self._optimiser.restore(*before)
@@ -333,12 +344,16 @@ class LocalTrainer:
         self._x.copy_(tensors["parameters"])
         self._average.copy_(tensors["average"])
         self._is_another()
+        if self._outer is not None:
+            self._outer.restore(tensors)
         self._serve_average = progress.serve_average
         self._rounds_alone = progress.rounds_alone
         self.steps = progress.steps
 
     def _is_another(self) -> None:
         """The parameters are not what they were: nothing that was learnt of neighbours, or sent, speaks of them."""
+        if self._outer is not None:
+            self._outer.reset()
         self._merger.forget()
         self._outgoing.begin(self._x.cpu().numpy())
 

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING
 from gossipml import codec
 from gossipml.errors import GossipmlError, LocalError, UserError
 from gossipml.models.data import LocalData, load_source, prepare, take_part
-from gossipml.models.merge_rules import MergeRule, parse_merge
+from gossipml.models.merge_rules import parse_merge
 from gossipml.models.partition import Part, Rule, parse_part, parse_rule
 from gossipml.models.registry import load_spec
 from gossipml.models.spec import Spec, TensorSpec, adapts, picture_shape
+from gossipml.models.tuning import Tuning, parse_outer
 from gossipml.models.worker_wire import FrameReader, SharedView, pack_frame
 
 if TYPE_CHECKING:
@@ -227,8 +228,8 @@ class _Worker:
         network = codec.get_bytes(fields, "network")
         device = codec.get_str(fields, "device")
         local = local if self._trains else None
-        merge = parse_merge(codec.get_str(fields, "merge"))
-        self._model, where = _make_model(spec, local, network, seed * 1_000_003 + part.index, threads, device, merge)
+        tuning = _read_tuning(codec.as_map(fields["tuning"]))
+        self._model, where = _make_model(spec, local, network, seed * 1_000_003 + part.index, threads, device, tuning)
         self._hosting = _make_hosting(network, threads, device)
         layout = self._model.layout
         return {
@@ -376,6 +377,23 @@ def _load_part(spec: Spec, source: str, rule: Rule, part: Part, seed: int) -> tu
     return spec, take_part(data, rule, part, seed)
 
 
+def _read_tuning(fields: Fields) -> Tuning:
+    """As `PeerConfig` has it; what is missing is the model's own."""
+
+    def number(name: str) -> float | None:
+        return codec.get_float(fields, name) if name in fields else None
+
+    return Tuning(
+        merge=parse_merge(codec.get_str(fields, "merge")),
+        optimiser=codec.get_str(fields, "optimiser"),
+        learning_rate=number("learning_rate"),
+        momentum=number("momentum"),
+        weight_decay=number("weight_decay"),
+        batch=codec.get_int(fields, "batch") if "batch" in fields else None,
+        outer=parse_outer(codec.get_str(fields, "outer")),
+    )
+
+
 def _make_model(
     spec: Spec,
     local: LocalData | None,
@@ -383,7 +401,7 @@ def _make_model(
     seed: int,
     threads: int,
     device: str,
-    merge: MergeRule,
+    tuning: Tuning,
 ) -> tuple[LocalTrainer | ServedModel, str]:
     """In training on `local`; without data one that only serves."""
     import torch
@@ -396,7 +414,7 @@ def _make_model(
     where = _choose_device(device)
     if local is None:
         return ServedModel(spec, network_id=network, device=where), str(where)
-    return LocalTrainer(spec, local, network_id=network, seed=seed, device=where, merge=merge), str(where)
+    return LocalTrainer(spec, local, network_id=network, seed=seed, device=where, tuning=tuning), str(where)
 
 
 def _make_hosting(network: bytes, threads: int, device: str) -> Hosting:

@@ -23,6 +23,7 @@ from gossipml.models.partition import Part, parse_rule
 from gossipml.models.spec import Spec
 from gossipml.models.trainer import MergeReport
 from gossipml.models.training import LocalTrainer
+from gossipml.models.tuning import Tuning
 from gossipml.peer.gossip import (
     Action,
     Asked,
@@ -112,7 +113,7 @@ class Network:
                 local,
                 network_id=_hash(f"network {seed}"),
                 seed=seed * 1_000_003 + part.index,  # as the worker does
-                merge=parse_merge(setting.options.merge),
+                tuning=Tuning(merge=parse_merge(setting.options.merge)),
             )
             lie = lies[number] if number < len(lies) else None
             self.peers.append(Peer(trainer, self._gossip(number, trainer), lie))

@@ -62,6 +62,19 @@ def start(
     compression: Annotated[
         str | None, typer.Option(help="How models are sent: int8, int4, int8-top10, float16, auto \\[int8].")
     ] = None,
+    optimiser: Annotated[
+        str | None, typer.Option(help="sgd, adam, adamw, ... as in torch.optim \\[the model's own].")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the optimiser \\[the model's own].")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of the optimiser \\[the model's own].")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of the optimiser \\[the model's own].")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples of an optimiser step \\[the model's own].")] = None,
+    local_steps: Annotated[
+        str | None, typer.Option(help="Optimiser steps of a round; auto: as many as this machine does in its time.")
+    ] = None,
+    outer: Annotated[
+        str | None, typer.Option(help="An outer step over the gossip average: nesterov, nesterov:0.7:0.9 \\[none].")
+    ] = None,
     lan: Annotated[bool | None, typer.Option("--lan/--no-lan", help="Find peers on the local network.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Copies of each version that the network keeps [12].")] = None,
     keep: Annotated[int | None, typer.Option(help="Versions of each name kept here [5].")] = None,
@@ -113,6 +126,13 @@ def start(
         "protocol": protocol,
         "merge": merge,
         "compression": compression,
+        "optimiser": optimiser,
+        "learning_rate": learning_rate,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "batch": batch,
+        "local_steps": local_steps,
+        "outer": outer,
         "lan": lan,
         "replicas": replicas,
         "keep": keep,

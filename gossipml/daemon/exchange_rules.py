@@ -8,6 +8,7 @@ from gossipml.config import PeerConfig
 from gossipml.errors import UserError
 from gossipml.models.compression import parse_choice
 from gossipml.models.merge_rules import parse_merge
+from gossipml.models.tuning import Tuning, parse_outer
 from gossipml.peer.ages import AgeConfig
 from gossipml.peer.gossip import AUTO, GossipConfig
 from gossipml.peer.protocols import parse_protocol
@@ -46,4 +47,17 @@ def gossip_config(config: PeerConfig) -> GossipConfig:
         stack=stack,
         incoming=max(defaults.incoming, stack),
         ages=AgeConfig(equal=rule.name == "mean"),
+    )
+
+
+def tuning(config: PeerConfig) -> Tuning:
+    """UserError for names and numbers that cannot be; what the worker makes of it, it makes again."""
+    return Tuning(
+        merge=parse_merge(config.merge),
+        optimiser=config.optimiser,
+        learning_rate=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        batch=config.batch,
+        outer=parse_outer(config.outer),
     )

@@ -44,6 +44,8 @@ class LearnerConfig:
 
     max_rounds: int | None = None
     target_accuracy: float | None = None
+    local_steps: int | None = None
+    """Optimiser steps of every round; None: sized as the following says, so that fast and slow machines keep step."""
     round_seconds: float = 0.035
     """Work of the processor in a first round, when an epoch is not shorter and sending takes no longer. Rounds get
     shorter with the square root of the loss, measured by that of the first (Wang and Joshi: Adaptive communication
@@ -195,7 +197,7 @@ class Learner:
                 await self._evaluate(trainer)
             if self._due(self._saved_at, self._config.save_seconds):
                 await self._save(trainer, mesh)
-            if steps == trainer.steps_per_epoch:
+            if steps == trainer.steps_per_epoch or self._config.local_steps:
                 await trio.sleep(max(0.0, begun + self._config.least_round - self._env.clock.now()))
         log.info(
             "training is over after %d rounds with %s; averaging with the neighbours goes on",
@@ -255,6 +257,8 @@ class Learner:
     def _steps(self, trainer: Trainer, send_seconds: float) -> int:
         """Optimiser steps of the next round at the pace so far: as long as sending takes, at most one epoch."""
         config = self._config
+        if config.local_steps:
+            return config.local_steps
         if not self._pace:
             return min(trainer.steps_per_epoch, config.first_steps)
         share = 1.0

@@ -88,6 +88,8 @@ def _gossip(node: Node) -> Iterator[Metric]:
     help = "Merges of received models, refused ones for their values."
     yield _counter("merges", help, stats.merges, result="merged")
     yield _counter("merges", help, stats.merges_refused, result="refused")
+    if node.gossip.policy.push_sum is not None:
+        yield _gauge("push_sum_weight", "Weight of our model in push-sum.", node.gossip.policy.push_sum.weight)
     yield _counter("gossip_sent_bytes", "Bytes to other peers in sessions.", stats.traffic.sent)
     yield _counter("gossip_received_bytes", "Bytes from other peers in sessions.", stats.traffic.received)
 

@@ -18,7 +18,7 @@ import trio
 from gossipml.api.server import ApiConfig, serve
 from gossipml.config import PeerConfig, with_full_paths, write_config
 from gossipml.daemon.audit import Audit, AuditConfig
-from gossipml.daemon.exchange_rules import gossip_config
+from gossipml.daemon.exchange_rules import gossip_config, tuning
 from gossipml.daemon.face import Face
 from gossipml.daemon.home import Home, RunInfo, join
 from gossipml.daemon.idle import IdleConfig
@@ -42,6 +42,7 @@ from gossipml.models.partition import parse_rule
 from gossipml.models.registry import check_model_name
 from gossipml.models.store import StoreConfig
 from gossipml.models.trainer import Trainer
+from gossipml.models.tuning import parse_local_steps
 from gossipml.peer.swarm_ports import SwarmConfig
 from gossipml.token import JoinToken
 
@@ -64,6 +65,7 @@ def run_peer(
         learner or LearnerConfig(),
         max_rounds=config.max_rounds,
         target_accuracy=config.target_accuracy,
+        local_steps=parse_local_steps(config.local_steps),
         releases=ReleaseConfig(seconds=config.publish_seconds),
     )
     config = with_full_paths(config)
@@ -93,6 +95,7 @@ def check_options(home: Home, config: PeerConfig) -> ApiConfig:
         check_source(config.data)
     parse_rule(config.split)
     gossip_config(config)
+    tuning(config)
     idle(config)
     return ApiConfig(listen=config.api, api_key=home.api_key())
 

@@ -221,12 +221,17 @@ class WorkerTrainer(Predictor):
             "threads": config.threads,
             "device": config.device,
             "nice": config.nice,
-            "merge": config.merge,
+            "tuning": _tuning(config),
             "inbox": self.channel.inbox,
             "outbox": self.channel.outbox,
         }
         ok, _ = await self.channel.ask("configure", asked)
         self.info = _read_info(ok)
+
+
+def _tuning(config: PeerConfig) -> dict[str, object]:
+    names = ("merge", "optimiser", "learning_rate", "momentum", "weight_decay", "batch", "outer")
+    return {name: value for name in names if (value := getattr(config, name)) is not None}
 
 
 def _read_report(ok: Fields) -> MergeReport:

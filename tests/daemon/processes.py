@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,6 +59,17 @@ class Peer:
 
     def status(self) -> Any:  # Any: JSON
         return self.ask("/v1/status")
+
+    def metric(self, name: str) -> float | None:
+        """A value of `GET /metrics`; None where there is none of the name."""
+        connection = http.client.HTTPConnection(self.home.require_run_info().api, timeout=10)
+        try:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        finally:
+            connection.close()
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else None
 
     def token_file(self, folder: Path) -> Path:
         """A token as `gossipml token new --out FILE` gives it."""
