@@ -24,6 +24,7 @@ LISTEN = Address("0.0.0.0", 8711)
 API = Address("127.0.0.1", 8710)
 DEVICES = ("auto", "cpu", "cuda")
 MAX_NAME = 64
+MAX_WORKERS = 64  # a share of a batch of less than some samples gains nothing
 MAX_NICE = 19  # of POSIX
 MAX_REPLICAS = 64  # as many as a key of the DHT lists
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -45,7 +46,9 @@ class PeerConfig:
     """For predictions and status."""
     device: str = "auto"
     threads: int = 1
-    """Torch threads of the worker: one leaves the machine usable and was as fast for small models (measured)."""
+    """Cores that training may use: one leaves the machine usable."""
+    workers: int = 0
+    """Threads that share the samples of each batch; 0: as the worker finds out to be fastest (see `kernels_split`)."""
     target_accuracy: float | None = None
     max_rounds: int | None = None
     seed: int = 0
@@ -105,6 +108,8 @@ class PeerConfig:
             raise UserError(f"device {self.device!r} is unknown; choose one of {', '.join(DEVICES)}")
         if not 1 <= self.threads <= 1024:
             raise UserError(f"threads {self.threads} is not between 1 and 1024")
+        if not 0 <= self.workers <= MAX_WORKERS:
+            raise UserError(f"workers {self.workers} is not between 1 and {MAX_WORKERS}; auto finds the best number")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
             raise UserError(f"target accuracy {self.target_accuracy:g} is not above 0 and at most 1; 0.95 means 95 %")
         if self.max_rounds is not None and self.max_rounds < 1:
@@ -213,7 +218,9 @@ def _convert(name: str, value: object) -> object:
             return value if isinstance(value, Address) else parse_address(str(value), what=f"{name} address")
         case "part":
             return value if isinstance(value, tuple) else parse_part(str(value))
-        case "threads" | "seed" | "max_rounds" | "replicas" | "keep" | "nice" | "batch":
+        case "workers" if value == "auto":
+            return 0
+        case "workers" | "threads" | "seed" | "max_rounds" | "replicas" | "keep" | "nice" | "batch":
             return _number(name, value, int)
         case "pause_on_load" if isinstance(value, str):
             return _number(name, value.strip().removesuffix("%").rstrip(), float)

@@ -45,7 +45,10 @@ def start(
     listen: Annotated[str | None, typer.Option(help="IP:PORT for other peers, TCP and UDP [0.0.0.0:8711].")] = None,
     api: Annotated[str | None, typer.Option(help="IP:PORT for predictions and status [127.0.0.1:8710].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Torch threads for training [1].")] = None,
+    threads: Annotated[int | None, typer.Option(help="Cores that training may use [1].")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Threads that share each batch: a number, or auto, measured at start [auto].")
+    ] = None,
     target_accuracy: Annotated[float | None, typer.Option(help="Stop training at this accuracy, 0 to 1.")] = None,
     max_rounds: Annotated[int | None, typer.Option(help="Stop training after so many rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides how the data is cut into parts [0].")] = None,
@@ -118,6 +121,7 @@ def start(
         "api": api,
         "device": device,
         "threads": threads,
+        "workers": workers,
         "target_accuracy": target_accuracy,
         "max_rounds": max_rounds,
         "seed": seed,
