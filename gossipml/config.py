@@ -23,6 +23,7 @@ from gossipml.ids import Address, parse_address
 LISTEN = Address("0.0.0.0", 8711)
 API = Address("127.0.0.1", 8710)
 DEVICES = ("auto", "cpu", "cuda")
+LOG_FORMATS = ("text", "json")
 MAX_NAME = 64
 MAX_WORKERS = 64  # a share of a batch of less than some samples gains nothing
 MAX_NICE = 19  # of POSIX
@@ -93,6 +94,8 @@ class PeerConfig:
     """When to train, for example `mon-fri 18:00-07:00`, in local time; empty: always. See gossipml.daemon.schedule."""
     nice: int = 10
     """Of the training process: others come first, and predictions keep their latency."""
+    log_format: str = "text"
+    """Of HOME/log/peer.log and of standard error: text or json."""
     audit: bool = True
     """Record every prediction in HOME/audit.sqlite."""
     audit_inputs: bool = False
@@ -126,6 +129,8 @@ class PeerConfig:
             raise UserError(f"pause on load {self.pause_on_load:g} is not from 0 to 100 % of the CPU; 0 means never")
         if not 0 <= self.nice <= MAX_NICE:
             raise UserError(f"nice {self.nice} is not between 0 and {MAX_NICE}; more is nicer to others")
+        if self.log_format not in LOG_FORMATS:
+            raise UserError(f"log format {self.log_format!r} is unknown; choose one of {', '.join(LOG_FORMATS)}")
         if self.audit_days <= 0:
             raise UserError(f"audit days {self.audit_days:g} is not above 0; --no-audit records nothing")
         if len(self.name) > MAX_NAME or not self.name.isprintable():

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gossipml.cli import doctor, peer_control
-from gossipml.cli.common import ask, duration, megabytes, print_json
+from gossipml.cli.common import ask, duration, is_terminal, megabytes, print_json
 from gossipml.errors import UserError
 
 if TYPE_CHECKING:
-    from gossipml.daemon.home import Home
+    from gossipml.daemon.home import Home, RunInfo
     from gossipml.token import JoinToken
 
 app = typer.Typer(help="Run a peer, and ask about it.", no_args_is_help=True)
@@ -26,6 +28,7 @@ app.command("resume", epilog="Example: gossipml peer resume")(peer_control.resum
 app.command("open", epilog='Example: xdg-open "$(gossipml peer open)"')(peer_control.open_page)
 
 Json = Annotated[bool, typer.Option("--json", help="Print data for a program.")]
+WATCH_SECONDS = 1.0  # between two looks
 STOP_SECONDS = 30  # the last save of a large model
 
 
@@ -94,6 +97,7 @@ def start(
         str | None, typer.Option(help="When to train: 22:00-06:00, or mon-fri 18:00-07:00, sat-sun 00:00-24:00.")
     ] = None,
     nice: Annotated[int | None, typer.Option(help="How nice training is to other programs, 0 to 19 [10].")] = None,
+    log_format: Annotated[str | None, typer.Option(help="Log as text or as json, a line each [text].")] = None,
     audit: Annotated[
         bool | None, typer.Option("--audit/--no-audit", help="Record every prediction, see `gossipml audit` [yes].")
     ] = None,
@@ -147,6 +151,7 @@ def start(
         "pause_on_load": pause_on_load,
         "schedule": schedule,
         "nice": nice,
+        "log_format": log_format,
         "audit": audit,
         "audit_inputs": audit_inputs,
         "audit_days": audit_days,
@@ -171,43 +176,42 @@ def _offered_token(join: str | None) -> JoinToken | None:
         ) from None
 
 
-@app.command("status", epilog="Example: gossipml peer status --json")
-def status(context: typer.Context, as_json: Json = False) -> None:
+@app.command("status", epilog="Example: gossipml peer status --watch")
+def status(
+    context: typer.Context,
+    watch: Annotated[bool, typer.Option("-w", "--watch", help="Go on, second by second, until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
     """Say how the peer of this home fares."""
-    answer = ask(context.obj.home.require_run_info(), "/v1/status")
-    if as_json:
-        print_json(answer)
-        return
-    rows = [
-        ("peer", f"{answer['name']} ({answer['peer'][:8]}), up {duration(answer['uptime'])}"),
-        ("state", _state(answer["state"], answer["sentence"])),
-        ("network", f"{answer['network'][:8]}, {answer['neighbours']} neighbours, {answer['members']} members known"),
-    ]
-    if answer["trains"]:
-        rows += [
-            ("model", f"{answer['model']} on {answer['data']} ({answer['split']}, part {answer['part']})"),
-            (
-                "training",
-                f"round {answer['round']}, age {answer['age']:,.0f} samples, loss {_number(answer['loss'], '.4f')}",
-            ),
-            (
-                "accuracy",
-                f"{_percent(answer['accuracy'])} on the test data, serving the {answer['served'] or '-'} model",
-            ),
-        ]
+    from gossipml.cli.status_view import print_status
+
+    info = context.obj.home.require_run_info()
+    if watch:
+        _watch(info, as_json)
+    elif as_json:
+        print_json(ask(info, "/v1/status"))
     else:
-        rows.append(("model", f"{answer['model']}, served without training"))
-    lan = answer["lan"]
-    rows += [
-        ("gossip", f"{megabytes(answer['bytes_sent'])} sent, {megabytes(answer['bytes_received'])} received"),
-        ("store", f"{answer['versions']} versions, {megabytes(answer['stored'])}"),
-        ("lan", "off (--no-lan)" if lan is None else lan["problem"] or f"{lan['peers']} peers heard"),
-        ("listen", ", ".join(answer["addresses"])),
-        ("api", f"http://{answer['api']}"),
-    ]
-    rows += [("problem", problem) for problem in answer["problems"]]
-    for label, text in rows:
-        print(f"{label:<9} {text}")
+        print_status(ask(info, "/v1/status"))
+
+
+def _watch(info: RunInfo, as_json: bool) -> None:
+    """Show the peer until Ctrl-C, or until it does not answer any more."""
+    import json
+
+    from gossipml.cli.status_view import LinesWatch, LiveWatch
+    from gossipml.cli.waiting import wait_for
+
+    view = LiveWatch() if is_terminal() and not as_json else LinesWatch()
+
+    def look() -> None:
+        status, peers = ask(info, "/v1/status"), ask(info, "/v1/peers")["peers"]
+        if as_json:
+            print(json.dumps({**status, "peers": peers}), flush=True)
+        else:
+            view.show(status, peers)
+
+    with view, contextlib.suppress(KeyboardInterrupt):
+        wait_for(look, lambda _: False, WATCH_SECONDS, math.inf)
 
 
 @app.command("list", epilog="Example: gossipml peer list")
@@ -288,15 +292,3 @@ def logs(
                 follow_file(file, log, lambda text: print(text, end="", flush=True))
     except FileNotFoundError:
         raise UserError(f"there is no log yet at {file}; start the peer with `gossipml peer start`") from None
-
-
-def _state(state: str, sentence: str) -> str:
-    return sentence if sentence.startswith(state) else f"{state}: {sentence}"
-
-
-def _number(value: Any, form: str) -> str:  # Any: a JSON number or null
-    return "-" if value is None else format(value, form)
-
-
-def _percent(value: Any) -> str:  # Any: a JSON number or null
-    return "-" if value is None else f"{100 * value:.1f} %"
