@@ -64,7 +64,7 @@ class Calls:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()  # of timers for one moment
         self._sleeps_until = math.inf
-        self._alarm = trio.Event()
+        self._sleep = trio.CancelScope()  # ends when the next timer is due
 
     @property
     def running(self) -> bool:
@@ -84,10 +84,10 @@ class Calls:
                     callback = heapq.heappop(self._timers)[2].callback
                     if callback is not None:
                         callback()
-                self._alarm = trio.Event()
                 self._sleeps_until = self._next()
-                with trio.move_on_after(max(0.0, self._sleeps_until - now)):
-                    await self._alarm.wait()
+                self._sleep = trio.CancelScope(deadline=self._moment(self._sleeps_until))
+                with self._sleep:
+                    await trio.sleep_forever()
         finally:
             self._socket = None
             self._timers.clear()
@@ -127,8 +127,12 @@ class Calls:
         heapq.heappush(self._timers, (when, next(self._order), timer))
         if when < self._sleeps_until:
             self._sleeps_until = when
-            self._alarm.set()
+            self._sleep.deadline = self._moment(when)  # an event would wake the task only to sleep again
         return timer
+
+    def _moment(self, when: float) -> float:
+        """What trio calls this time of ours."""
+        return trio.current_time() + max(0.0, when - self._clock.now())
 
     def _next(self) -> float:
         """When the next timer is due. Most calls are answered before theirs: nobody wakes for those."""
