@@ -55,7 +55,8 @@ def one_network(cell: tuple[str, str, str, int]) -> Record:
     from gossipml.models.registry import load_spec
 
     split, merge, lie, rounds = cell
-    setting = Setting(load_spec(MODEL), load_source(mnist()), PEERS, STEPS, PeerConfig(split=split, merge=merge))
+    options = PeerConfig(split=split, merge=merge, local_steps=str(STEPS))
+    setting = Setting(load_spec(MODEL), load_source(mnist()), PEERS, options)
     network = Network(setting, [] if lie == "none" else [Liar(lie, number) for number in range(LIARS)])
     for _ in range(rounds):
         network.round()

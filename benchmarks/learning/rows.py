@@ -89,6 +89,13 @@ ROWS = (
         "row_six",
     ),
     Row(
+        "cifar",
+        "CIFAR-10 images, cifar-cnn, 2 and 4 peers, real processes",
+        "one process on all the data",
+        "within 1 point, and the work of each peer halved (quartered)",
+        "row_cifar",
+    ),
+    Row(
         "bytes",
         "bytes to 97 % MNIST",
         "fp32 push",
