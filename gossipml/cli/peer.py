@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import datetime
 import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -233,6 +234,7 @@ def list_peers(context: typer.Context, as_json: Json = False) -> None:
         table.add_column(column, no_wrap=True)
     for column in ("age", "sent", "received", "seen", "strikes"):
         table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("problem")
     for peer in peers:
         seen = peer["last_seen"]
         table.add_row(
@@ -245,7 +247,8 @@ def list_peers(context: typer.Context, as_json: Json = False) -> None:
             megabytes(peer["bytes_sent"]),
             megabytes(peer["bytes_received"]),
             "-" if seen is None else f"{duration(seen)} ago",
-            str(peer["strikes"]) + (f" {peer['problem']}" if peer["problem"] else ""),
+            str(peer["strikes"]),
+            _trouble(peer),
         )
     console = Console()
     Console(width=None if console.is_terminal else 200).print(table)
@@ -292,3 +295,11 @@ def logs(
                 follow_file(file, log, lambda text: print(text, end="", flush=True))
     except FileNotFoundError:
         raise UserError(f"there is no log yet at {file}; start the peer with `gossipml peer start`") from None
+
+
+def _trouble(peer: Any) -> str:  # Any: JSON
+    """Why a peer is refused, lost or in quarantine, and until when; or what it had its last strike for."""
+    if peer["quarantined_until"] is not None:
+        until = datetime.datetime.fromtimestamp(peer["quarantined_until"])
+        return f"until {until:%Y-%m-%d %H:%M:%S}: {peer['strike_reason']}"
+    return peer["problem"] or (f"last strike: {peer['strike_reason']}" if peer["strike_reason"] else "")
