@@ -16,6 +16,7 @@ PROGRAMS = (
     "large_model.py",
     "name_to_manifest.py",
     "dht_1024.py",
+    "simulator.py",
 )
 MINUTES = 20  # for each
 

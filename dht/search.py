@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import trio
 
-from gossipml.dht.calls import Calls, Timer
+from gossipml.dht.calls import Calls
 from gossipml.dht.lookup import Lookup
 from gossipml.dht.messages import Answer, Found, Got, NodeContact, Question, Stored
 from gossipml.dht.node import Answered
@@ -39,7 +39,6 @@ class Search:
         self._over = trio.Event()
         self._under_way: set[bytes] = set()
         self._wakes_at = math.inf
-        self._timer: Timer | None = None
 
     async def run(self) -> None:
         """Return when the search is over. Cancelled, it drops its calls."""
@@ -47,7 +46,7 @@ class Search:
         try:
             await self._over.wait()
         except trio.Cancelled:
-            self._finish()
+            self._over.set()
             for number in self._under_way:
                 self._calls.drop(number)
             raise
@@ -62,18 +61,11 @@ class Search:
                     lookup.failed(contact)
                     asking = True
             if lookup.done:
-                self._finish()
+                self._over.set()
         deadline = lookup.next_deadline()
         if not self._over.is_set() and deadline is not None and deadline < self._wakes_at:
-            if self._timer is not None:
-                self._timer.cancel()
             self._wakes_at = deadline
-            self._timer = self._calls.at(deadline, self._wake)
-
-    def _finish(self) -> None:
-        self._over.set()
-        if self._timer is not None:
-            self._timer.cancel()
+            self._calls.at(deadline, self._wake)
 
     def _ask(self, contact: NodeContact) -> bool:
         number: bytes | None = None
@@ -103,6 +95,6 @@ class Search:
             told = answer.contacts if isinstance(answer, Found | Got | Stored) else ()
             self.lookup.answered(contact, told)
             if self._heard(contact, answer):
-                self._finish()
+                self._over.set()
                 return
         self._step()

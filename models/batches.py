@@ -83,6 +83,15 @@ class ShuffledOrder:
         self._position += self._batch
         return self._order[start : self._position]
 
+    def next_batches(self, steps: int) -> torch.Tensor:
+        """(steps, batch): the same for several steps."""
+        size = steps * self._batch
+        if self._position + size <= self._count:  # all of one epoch: one stretch of its order
+            start = self._position
+            self._position += size
+            return self._order[start : self._position].view(steps, self._batch)
+        return torch.stack([self.next_indices() for _ in range(steps)])
+
     def save(self) -> str:
         """The state as text, for `restore`."""
         return json.dumps({"generator": self._at_epoch, "position": self._position, "count": self._count})

@@ -55,11 +55,6 @@ class NeighbourInfo:
     last_seen: float | None
     """Monotonic seconds."""
     strikes: int
-    """In all."""
-    strike_reason: str
-    """Of the last one."""
-    quarantined_until: float | None
-    """Monotonic seconds."""
 
 
 def describe(
@@ -91,8 +86,6 @@ def describe(
         bytes_received=traffic.received,
         last_seen=link.heard_at if link else entry.last_seen,
         strikes=record.strikes,
-        strike_reason=record.reason,
-        quarantined_until=record.quarantined_until,
     )
 
 

@@ -102,12 +102,12 @@ def _run_gossip(scenario: Scenario, seed: int, device: torch.device, threads: Th
             trainees.replace_targets(liars, lambda targets: most - targets)
         learners, watcher = trainees, Watcher(scenario, seed, judge)
         epochs = [trainees.epoch_steps(peer) for peer in range(scenario.peers)]
-    rule = parse_merge(scenario.merge) if scenario.merge else None
+    start = learners.x[0].clone() if scenario.vector == 0 else torch.zeros_like(learners.x[0])
     drawer = graph_drawer(scenario, seed)
     world = World([True] * scenario.peers, links_of(scenario, seed), drawer(0) if drawer else None)
     engine = PopulationEngine(
         learners,
-        Mixer(learners.x, coordinates, rule, threads),
+        Mixer(learners.x, start, coordinates, parse_merge(scenario.merge or "clipping"), threads),
         world,
         pace_of(scenario, epochs, seed),
         gossip_config(scenario, learners.layout),

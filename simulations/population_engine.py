@@ -10,7 +10,7 @@ Time goes in ticks, TICKS to a round of a peer of speed 1. What falls into one t
 3. messages arrive: at each peer by the time of arrival, and at the same time in the order in which they were sent. A
    peer is done with one message (answer, merge, what the merge calls for) before it sees the next; the first messages
    of all peers come before the second ones, which orders what they send;
-4. rounds end, by time and number: robust merges of what was kept, the round's local steps, the state machine, sends;
+4. rounds end, by time and number: the local steps, then the state machine: sends and merges of what waited;
 5. messages that were sent in this tick and arrive in it, as in 3, until there are none.
 
 The local steps of a round are taken at its end, on what the merges of the round made of the model. Draws of peer i come
@@ -30,18 +30,18 @@ import torch
 
 from gossipml.ids import PeerId
 from gossipml.models.compression import packed_size
-from gossipml.models.trainer import Layout
+from gossipml.models.trainer import Layout, MergeReport
 from gossipml.peer.gossip import (
     Accept,
     Action,
     Asked,
     AskUpdate,
-    Event,
     Gossip,
     GossipConfig,
     LearnerReady,
     Merge,
     MergeDone,
+    MergeTogether,
     ModelFacts,
     Refuse,
     ReplyUpdate,
@@ -55,7 +55,7 @@ from gossipml.peer.gossip import (
 )
 from gossipml.peer.wire import Update
 from gossipml.simulations.churn import Change, Presence
-from gossipml.simulations.population_merging import Merging, Mixer, form_of
+from gossipml.simulations.population_merging import Merging, Mixer, form_of, has_state
 from gossipml.simulations.population_view import PeerView, World
 from gossipml.simulations.topology import Graph
 
@@ -212,8 +212,6 @@ class PopulationEngine:
         self._world.up[peer] = change.up
         if change.up:
             self._begin_round(peer, self._now)
-        else:
-            self._mixer.forget(peer)
 
     # Rounds.
 
@@ -229,7 +227,6 @@ class PopulationEngine:
         tick.rounds = []
         peers = [peer for _, peer in ended if not self._missing[peer]]
         if peers:
-            self._mixer.merge_waiting(peers)
             steps = [self._pace.steps[peer] for peer in peers]
             self.counts.diverged += len(self._learners.train(peers, steps))
             self.counts.updates += len(peers)
@@ -270,6 +267,9 @@ class PopulationEngine:
             return gossip.handle(Asked(sender, message.update), self._now)
         verdict, *rest = gossip.handle(UpdateOffered(sender, message.update), self._now)
         if isinstance(verdict, Accept):
+            older = self._bodies.get((message.to, sender))
+            if older is not None:  # a newer model takes the place of one that waits for a merge of several
+                self._mixer.pool.drop(older.row)
             self._bodies[message.to, sender] = message
             return [*rest, *gossip.handle(UpdateReceived(sender), self._now)]
         assert isinstance(verdict, Refuse)
@@ -290,14 +290,17 @@ class PopulationEngine:
         while actions:
             sends: list[tuple[int, Send]] = []
             merges: list[tuple[int, Merge]] = []
+            together: list[tuple[int, MergeTogether]] = []
             for peer, wanted in actions:
                 for action in wanted:
                     if isinstance(action, Merge):
                         merges.append((peer, action))
+                    elif isinstance(action, MergeTogether):
+                        together.append((peer, action))
                     elif isinstance(action, SendUpdate | AskUpdate | ReplyUpdate):
                         sends.append((peer, action))
             self._send(sends)
-            actions = self._merge(merges)
+            actions = [*self._merge(merges), *self._merge_together(together)]
 
     def _merge(self, merges: Sequence[tuple[int, Merge]]) -> list[tuple[int, list[Action]]]:
         messages = [self._bodies.pop((peer, merge.sender)) for peer, merge in merges]
@@ -307,13 +310,27 @@ class PopulationEngine:
                 for (peer, merge), message in zip(merges, messages, strict=True)
             ]
         )
+        return [
+            (peer, self._merged(peer, merge.sender, message, report))
+            for (peer, merge), message, report in zip(merges, messages, found, strict=True)
+        ]
+
+    def _merge_together(self, merges: Sequence[tuple[int, MergeTogether]]) -> list[tuple[int, list[Action]]]:
         actions = []
-        for (peer, merge), message, (applied, distance) in zip(merges, messages, found, strict=True):
-            self._mixer.pool.drop(message.row)
-            self.counts.merges += applied
-            event: Event = MergeDone(merge.sender, applied, "" if applied else "values out of bounds", distance)
-            actions.append((peer, self.peers[peer].handle(event, self._now)))
+        for peer, merge in merges:
+            messages = [self._bodies.pop((peer, sender)) for sender in merge.senders]
+            reports = self._mixer.merge_together(
+                peer, [Merging(peer, message.row, form_of(message.update.encoding), 0.0) for message in messages]
+            )
+            for sender, message, report in zip(merge.senders, messages, reports, strict=True):
+                actions.append((peer, self._merged(peer, sender, message, report)))
         return actions
+
+    def _merged(self, peer: int, sender: PeerId, message: _Message, report: MergeReport) -> list[Action]:
+        self._mixer.pool.drop(message.row)
+        self.counts.merges += report.applied
+        done = MergeDone(sender, report.applied, report.reason, report.distance, report.fault)
+        return self.peers[peer].handle(done, self._now)
 
     def _send(self, sends: Sequence[tuple[int, Send]]) -> None:
         self._copy(sends)
@@ -400,4 +417,5 @@ class PopulationEngine:
 
 def _kept_as(encoding: str) -> str:
     """The form of the copy that is kept: one that leaves parameters out is made of the whole model by its receiver."""
-    return encoding if form_of(encoding).share == 1.0 else "float32"
+    form = form_of(encoding)
+    return encoding if form.share == 1.0 or has_state(form) else "float32"

@@ -1,12 +1,9 @@
 """Models on their way and their merges, for many peers at once; the arithmetic is that of `gossipml.models`.
 
 What a peer sends is copied when it is sent, as its receivers will decode it; copies are rows of one pool, counted by
-the messages that carry them. Merges of different receivers are done together, in chunks that fit the cache: the way of
-`LocalTrainer.merge`, with `received`, `clipped_difference` and a `ClippingBound` for each peer.
-
-With a robust rule (`merge_rules`) models wait until the receiver's round ends and are merged in one stack with its own;
-fewer than the rule needs wait on. `mean`, `age` and `slerp` merge each model when it comes, by the protocol's weight
-and without clipping.
+the messages that carry them. Every peer has the `Merger` that a trainer has; those of different peers run on all
+threads. Forms with error feedback (top-k, int4) go through an `Outgoing` for each peer, bytes and all; in their rows
+NaN stands for what was not sent.
 """
 
 from __future__ import annotations
@@ -18,16 +15,18 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from gossipml.models.averaging import Coordinates, mean
-from gossipml.models.compression import Form, parse_form, received, rounded
+from gossipml.models.averaging import Coordinates
+from gossipml.models.compression import Form, packed_size, parse_form, received, unpack_into
 from gossipml.models.encoding import MAX_MAGNITUDE
-from gossipml.models.merge_rules import MergeRule, merge
-from gossipml.models.merging import ClippingBound, clipped_difference, norm
-from gossipml.models.slerp import slerp
+from gossipml.models.feedback import Outgoing
+from gossipml.models.merge_rules import MergeRule
+from gossipml.models.merger import Merger
+from gossipml.models.trainer import MergeReport
 from gossipml.simulations.population_training import Threads
 
-CHUNK_BYTES = 1 << 20  # of models in a chunk: own, incoming and two or three intermediate ones fit 2 MiB of cache
-MOST_WAITING = 64  # models that a peer keeps for a robust rule; the oldest goes first
+CHUNK_BYTES = 1 << 20  # of models that are rounded at once: with two or three intermediate ones they fit the cache
+AT_ONCE = 16  # merges that a thread takes at a time
+REFUSED = MergeReport(False, f"holds values that are not finite, or beyond {MAX_MAGNITUDE:g}", 0.0, fault=True)
 
 
 @dataclass(frozen=True)
@@ -78,143 +77,102 @@ class Pool:
 form_of = lru_cache(4096)(parse_form)
 
 
-class Mixer:
-    """Sends from and merges into `x` (N, P)."""
+def has_state(form: Form) -> bool:
+    """Whether what is sent depends on what was sent before; see `Outgoing`."""
+    return form.percent < 100 or (form.values == "int4" and form.share == 1.0)
 
-    def __init__(self, x: torch.Tensor, coordinates: Coordinates, rule: MergeRule | None, threads: Threads) -> None:
+
+class Mixer:
+    """Sends from and merges into `x` (N, P). `start` (P,) is what all peers begin with."""
+
+    def __init__(
+        self, x: torch.Tensor, start: torch.Tensor, coordinates: Coordinates, rule: MergeRule, threads: Threads
+    ) -> None:
         self.x = x
         self.pool = Pool(x.shape[1], x.device, block=min(len(x), 1024))
-        self.bounds = [ClippingBound() for _ in range(len(x))]
+        self._start = start
         self._coordinates = coordinates
-        self._rule = rule
+        self._mergers = [Merger(rule, coordinates) for _ in range(len(x))]
+        self._outgoing: dict[int, Outgoing] = {}
         self._threads = threads
         self._most = max(1, CHUNK_BYTES // (4 * x.shape[1])) if x.device.type == "cpu" else 4096
-        self._waiting: dict[int, list[int]] = {}
-
-    @property
-    def collects(self) -> bool:
-        """Whether models wait for the end of the receiver's round."""
-        return self._rule is not None and self._rule.needs > 1
+        self._doubtful = False
 
     # Sending.
 
     def copy(self, peers: Sequence[int], form: Form) -> list[int]:
-        """Rows with the models of these peers as they are now; in a form that leaves nothing out, rounded."""
+        """Rows with the models of these peers as they are now: as a receiver decodes them where the form sends all or
+        has a state, else as they are."""
         taken = self.pool.take(len(peers))
         rows, sources = torch.tensor(taken), torch.tensor(peers)
         exact = self._coordinates.buffers
+        if has_state(form):
+            for peer, row in zip(peers, taken, strict=True):
+                self.pool.rows[row] = self._sent(peer, form)
+            return taken
 
         def job(place: slice) -> None:
             values = self.x[sources[place].to(self.x.device)]
             if form.share == 1.0 and form.values != "float32":
-                kept = values[:, values.shape[1] - exact :].clone()
-                values = torch.cat([rounded(form.values, values[:, : values.shape[1] - exact]), kept], 1)
+                values = received(form, values, values, exact=exact)
             self.pool.rows[rows[place].to(self.x.device)] = values
 
-        self._threads.map(job, self._slices(len(peers)))
+        slices = [slice(begin, begin + self._most) for begin in range(0, len(peers), self._most)]
+        self._threads.map(job, slices)
         return taken
+
+    def _sent(self, peer: int, form: Form) -> torch.Tensor:
+        """(P,), NaN where the body holds nothing."""
+        outgoing = self._outgoing.get(peer)
+        if outgoing is None:
+            outgoing = self._outgoing[peer] = Outgoing(self._start.cpu().numpy(), exact=self._coordinates.buffers)
+        body = bytearray(packed_size(form, self.x.shape[1], self._coordinates.buffers))
+        outgoing.pack_into(form, self.x[peer].cpu().numpy(), memoryview(body))
+        out = np.full(self.x.shape[1], np.nan, dtype=np.float32)
+        unpack_into(form, body, out, exact=self._coordinates.buffers)
+        return torch.from_numpy(out)
 
     def overwrite(self, row: int, values: torch.Tensor) -> None:
         """A lie in place of what was copied."""
         self.pool.rows[row] = values
+        self._doubtful = True
 
     # Merging.
 
-    def merge(self, merges: Sequence[Merging]) -> list[tuple[bool, float]]:
-        """At most one for each receiver. Whether it was merged, or refused for its values, and how far away it was."""
-        found: list[tuple[bool, float]] = [(False, 0.0)] * len(merges)
-        groups: dict[Form | None, list[int]] = {}
-        for place, each in enumerate(merges):
-            groups.setdefault(None if each.form.share == 1.0 else each.form, []).append(place)
+    def merge(self, merges: Sequence[Merging]) -> list[MergeReport]:
+        """At most one for each receiver; what became of each."""
+        found = [REFUSED] * len(merges)
 
-        def job(chunk: tuple[Form | None, list[int]]) -> None:
-            form, places = chunk
-            for place, result in zip(places, self._merge(form, [merges[place] for place in places]), strict=True):
-                found[place] = result
+        def job(places: range) -> None:
+            for place in places:
+                each = merges[place]
+                incoming = self._incoming(each)
+                if incoming is not None:
+                    own = self.x[each.receiver]
+                    found[place] = self._mergers[each.receiver].take(own, incoming, each.weight, each.form.share)
 
-        self._threads.map(
-            job, [(form, places[piece]) for form, places in groups.items() for piece in self._slices(len(places))]
-        )
-        if self.collects:
-            for each, (applied, _) in zip(merges, found, strict=True):
-                if applied:
-                    self.pool.use(each.row)
-                    waiting = self._waiting.setdefault(each.receiver, [])
-                    waiting.append(each.row)
-                    if len(waiting) > MOST_WAITING:
-                        self.pool.drop(waiting.pop(0))
+        self._threads.map(job, [range(a, min(a + AT_ONCE, len(merges))) for a in range(0, len(merges), AT_ONCE)])
         return found
 
-    def _merge(self, form: Form | None, merges: Sequence[Merging]) -> list[tuple[bool, float]]:
-        device = self.x.device
-        receivers = torch.tensor([each.receiver for each in merges], device=device)
-        own = self.x[receivers]
-        incoming = self.pool.rows[torch.tensor([each.row for each in merges], device=device)]
-        share = 1.0
-        if form is not None:
-            incoming = received(form, incoming, own, exact=self._coordinates.buffers)
-            share = form.share
-        good = self._acceptable(incoming) & own.sum(-1).isfinite()
-        if not bool(good.all()):
-            incoming = torch.where(good[:, None], incoming, own)
-        lengths = norm(own).tolist()
-        reach = [self.bounds[each.receiver].bound(length) for each, length in zip(merges, lengths, strict=True)]
-        bound = own.new_tensor(reach) * share**0.5
-        difference, distance = clipped_difference(own, incoming, bound)
-        found = (distance / share**0.5).tolist()
-        accepted = good.tolist()
-        weights = own.new_tensor([each.weight for each in merges])
-        if self._rule is None or self._rule.name == "clipping":
-            own.addcmul_(difference, weights[:, None])
-            for each, applied, length in zip(merges, accepted, found, strict=True):
-                if applied:
-                    self.bounds[each.receiver].learn(length)
-            self.x[receivers] = own
-        elif self._rule.name == "slerp":
-            few = weights.double().cpu().numpy()
-            self.x[receivers] = slerp(own, incoming, few, self._coordinates.parameters)
-        elif not self.collects:
-            pairs = torch.stack([own, incoming], 1)  # (k, 2, P)
-            self.x[receivers] = mean(pairs, torch.stack([1 - weights, weights], 1))
-        return list(zip(accepted, found, strict=True))
+    def merge_together(self, receiver: int, merges: Sequence[Merging]) -> list[MergeReport]:
+        """By a rule that compares models; a report for each."""
+        read = [self._incoming(each) for each in merges]
+        good = [model for model in read if model is not None]
+        reports = iter(self._mergers[receiver].take_together(self.x[receiver], good))
+        return [REFUSED if model is None else next(reports) for model in read]
 
-    def _acceptable(self, incoming: torch.Tensor) -> torch.Tensor:
-        """(k,): all values finite and none beyond what `decode_into` takes, no variance below 0."""
-        largest = torch.maximum(incoming.amax(-1), -incoming.amin(-1))
-        good = largest <= MAX_MAGNITUDE  # NaN compares false
-        for start, stop in self._coordinates.variances:
-            good &= incoming[:, start:stop].amin(-1) >= 0
-        return good
-
-    def merge_waiting(self, peers: Sequence[int]) -> None:
-        """What came in for these peers, with a robust rule: once there are enough models."""
-        if self._rule is None or not self.collects:
-            return
-        groups: dict[int, list[int]] = {}
-        for peer in peers:
-            count = 1 + len(self._waiting.get(peer, ()))
-            if count >= self._rule.needs:
-                groups.setdefault(count, []).append(peer)
-        for count, members in sorted(groups.items()):
-            most = max(1, 4 * self._most // count)
-            for start in range(0, len(members), most):
-                some = members[start : start + most]
-                rows = torch.tensor([self._waiting[peer] for peer in some], device=self.x.device)
-                own = torch.tensor(some, device=self.x.device)
-                stack = torch.cat([self.x[own][:, None], self.pool.rows[rows]], 1)  # (k, count, P)
-                self.x[own] = merge(self._rule, stack, coordinates=self._coordinates)
-        for members in groups.values():
-            for peer in members:
-                for row in self._waiting.pop(peer):
-                    self.pool.drop(row)
-
-    def forget(self, peer: int) -> None:
-        """What waits for a peer that is gone."""
-        for row in self._waiting.pop(peer, []):
-            self.pool.drop(row)
-
-    def _slices(self, count: int) -> list[slice]:
-        return [slice(start, start + self._most) for start in range(0, count, self._most)]
+    def _incoming(self, merging: Merging) -> torch.Tensor | None:
+        """The model (P,) that the receiver decodes, a new one; None when it would refuse its values."""
+        row, own, form = self.pool.rows[merging.row], self.x[merging.receiver], merging.form
+        if form.share == 1.0:
+            model = row.clone()
+        elif has_state(form):
+            model = torch.where(row.isnan(), own, row)
+        else:
+            model = received(form, row, own, exact=self._coordinates.buffers)
+        if self._doubtful and not float(model.abs().max()) <= MAX_MAGNITUDE:  # NaN compares false
+            return None
+        return model
 
 
 def spread(x: torch.Tensor, peers: Sequence[int]) -> tuple[torch.Tensor, float, float]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -16,8 +15,10 @@ from random import Random
 import numpy as np
 import torch
 
+from gossipml.config import PeerConfig
+from gossipml.daemon import exchange_rules
 from gossipml.errors import UserError
-from gossipml.models.compression import Form, packed_size, parse_choice
+from gossipml.models.compression import parse_choice
 from gossipml.models.compression_auto import choose
 from gossipml.models.data import Dataset, load_source, prepare
 from gossipml.models.partition import Indices, Part, hold_out, parse_rule, split_indices
@@ -25,7 +26,7 @@ from gossipml.models.registry import load_spec
 from gossipml.models.spec import Sgd, Spec
 from gossipml.models.trainer import Layout
 from gossipml.peer.gossip import GossipConfig
-from gossipml.peer.protocols import GossipProtocol, parse_protocol
+from gossipml.peer.protocols import parse_protocol
 from gossipml.simulations import churn, network, topology
 from gossipml.simulations.network import Cut, Links
 from gossipml.simulations.population_engine import Pace
@@ -91,32 +92,14 @@ class Vectors:
 
 
 def gossip_config(scenario: Scenario, layout: Layout) -> GossipConfig:
-    """The protocol and what of a model goes in a message."""
-    protocol = parse_protocol(scenario.protocol)
+    """As a daemon has it with the same options. `auto` is chosen once: all links of a scenario are alike."""
     form = parse_choice(scenario.compression)
-    if form is None:  # auto: by the time that a peer has for a send
-        seconds = scenario.round_seconds / max(1, protocol.fanout)
+    if form is None:
+        seconds = scenario.round_seconds / max(1, parse_protocol(scenario.protocol).fanout)
         form = choose(scenario.network.bandwidth or None, seconds, layout.size, exact=layout.buffers)
-    protocol, form = _parts_by_protocol(protocol, form, scenario)
-    if form.percent < 100 and protocol.part != "whole":
-        raise UserError(
-            f"protocol {scenario.protocol!r} sends parts of a model and compression {scenario.compression!r}, too; "
-            "choose a compression of all parameters, for example int8"
-        )
-    packed_size(form, layout.size, layout.buffers)
-    return GossipConfig(protocol=protocol, encoding=form.name)
-
-
-def _parts_by_protocol(protocol: GossipProtocol, form: Form, scenario: Scenario) -> tuple[GossipProtocol, Form]:
-    """Fragments are counted by the protocol, also where the compression asked for them."""
-    if form.fragments == 1 and form.one_in == 1:
-        return protocol, form
-    if protocol.part != "whole" or form.one_in > 1:
-        raise UserError(
-            f"compression {scenario.compression!r} and protocol {scenario.protocol!r} do not go together; choose int8, "
-            "and the protocol partitioned or sub-sampled for parts"
-        )
-    return replace(protocol, part="fragment", parts=form.fragments), Form(form.values)
+    compression = f"{form.values}-of{form.fragments}" if form.fragments > 1 else form.name
+    options = PeerConfig(protocol=scenario.protocol, merge=scenario.merge or "clipping", compression=compression)
+    return exchange_rules.gossip_config(options)
 
 
 def graph_drawer(scenario: Scenario, seed: int) -> Callable[[int], Graph] | None:

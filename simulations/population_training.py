@@ -34,7 +34,7 @@ from gossipml.models.spec import Sgd, Spec
 
 T = TypeVar("T")
 
-CHUNK_BYTES = 3 << 20  # of parameters, velocities and batches of a chunk on a CPU; measured: benchmarks/simulator.py
+CHUNK_BYTES = 6 << 20  # of parameters, velocities and batches of a chunk on a CPU; measured: benchmarks/simulator.py
 DEVICE_BYTES = 4 << 30  # the same on a GPU
 INGESTED_MOST = 4 << 30  # training samples that are kept as the model takes them
 
@@ -50,14 +50,16 @@ class Threads:
     def __init__(self, device: torch.device, count: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.count = (count or cores) if device.type == "cpu" else 1
+        self._one_each = device.type == "cpu"
         self._before = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
 
     @contextmanager
     def open(self) -> Iterator[None]:
         self._before = torch.get_num_threads()
-        if self.count > 1:
+        if self._one_each:
             torch.set_num_threads(1)
+        if self.count > 1:
             self._pool = ThreadPoolExecutor(self.count, "population", initializer=torch.set_num_threads, initargs=(1,))
         try:
             yield
@@ -157,11 +159,11 @@ class Trainees:
         sgd, kernel = self._sgd, self._kernel()
         peers = torch.tensor([peer for peer, _ in chunk])
         batch = self.batch(chunk[0][0])
-        places = [  # (steps, batch) of each
-            self._parts[peer][torch.cat([self._orders[peer].next_indices() for _ in range(steps)])].view(steps, batch)
-            for peer, steps in chunk
-            if steps
-        ]
+        most = chunk[0][1]
+        places = torch.zeros(most, len(chunk), batch, dtype=torch.int64)
+        for number, (peer, steps) in enumerate(chunk):
+            if steps:
+                places[:steps, number] = self._parts[peer][self._orders[peer].next_batches(steps)]
         rows = peers.to(self._device)
         x = self.x.index_select(0, rows)
         if self._velocity is not None:
@@ -170,13 +172,12 @@ class Trainees:
             velocity = x.new_empty(len(chunk), self.parameter_count)
         values = x[:, : self.parameter_count]
         active, own_x, own_velocity, own_values = -1, x, velocity, values
-        for step in range(chunk[0][1]):
+        for step in range(most):
             active_now = sum(steps > step for _, steps in chunk)
             if active_now != active:
                 active = active_now
                 own_x, own_velocity, own_values = x[:active], velocity[:active], values[:active]
-            chosen = places[0][step] if active == 1 else torch.cat([place[step] for place in places[:active]])
-            inputs, targets = self._samples.at(chosen)
+            inputs, targets = self._samples.at(places[step, :active].flatten())
             kernel.accumulate(
                 own_x,
                 inputs.view(active, batch, *inputs.shape[1:]),

@@ -11,6 +11,7 @@ import torch
 
 from gossipml.errors import UserError
 from gossipml.models.data import take_part
+from gossipml.models.merge_rules import parse_merge
 from gossipml.models.partition import Part, parse_rule
 from gossipml.models.training import LocalTrainer
 from gossipml.peer.gossip import (
@@ -154,9 +155,8 @@ class SeparatePeers:
                     if isinstance(action, Merge):
                         update, body = peer.bodies.pop(action.sender)
                         report = peer.trainer.merge(body, update.encoding, action.weight)
-                        assert report.applied, report.reason
-                        self.merges += 1
-                        done = MergeDone(action.sender, True, "", report.distance)
+                        self.merges += report.applied
+                        done = MergeDone(action.sender, report.applied, report.reason, report.distance, report.fault)
                         after.append((number, peer.gossip.handle(done, 0.0)))
             actions = after
 
@@ -191,7 +191,7 @@ def together(scenario: Scenario, seed: int) -> tuple[PopulationEngine, Trainees]
     epochs = [trainees.epoch_steps(peer) for peer in range(scenario.peers)]
     engine = PopulationEngine(
         trainees,
-        Mixer(trainees.x, coordinates, None, threads),
+        Mixer(trainees.x, trainees.first, coordinates, parse_merge("clipping"), threads),
         World([True] * scenario.peers, Links(Random(0), delay=fixed(0.0))),
         pace_of(scenario, epochs, seed),
         gossip_config(scenario, trainees.layout),
@@ -204,7 +204,7 @@ def together(scenario: Scenario, seed: int) -> tuple[PopulationEngine, Trainees]
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_population_does_what_separate_peers_do_step_for_step(protocol: str) -> None:
-    scenario = replace(SMALL, protocol=protocol)
+    scenario = replace(SMALL, protocol=protocol, compression="float32")
     apart = SeparatePeers(scenario, 3)
     engine, trainees = together(scenario, 3)
     for number in range(1, ROUNDS + 1):
@@ -217,7 +217,7 @@ def test_the_population_does_what_separate_peers_do_step_for_step(protocol: str)
     assert apart.merges > 0
 
 
-@pytest.mark.parametrize("compression", ["float32", "float16", "int4", "int8-top10", "int8-of4"])
+@pytest.mark.parametrize("compression", ["int8", "float16", "int4", "int8-top10", "int8-of4"])
 def test_it_does_so_in_every_compression(compression: str) -> None:
     scenario = replace(SMALL, compression=compression)
     apart = SeparatePeers(scenario, 4)
@@ -227,7 +227,7 @@ def test_it_does_so_in_every_compression(compression: str) -> None:
     for _ in engine.run(scenario.seconds):
         pass
     assert engine.counts.merges == apart.merges > 0
-    assert float((trainees.x - apart.x).abs().max()) < 1e-3  # a value between two steps may fall to either side
+    assert float((trainees.x - apart.x).abs().max()) < 2e-3  # a value between two steps may fall to either side
 
 
 # Itself.
