@@ -10,6 +10,7 @@ PROGRAMS = (
     "startup.py",
     "transport.py",
     "http_latency.py",
+    "serving.py",
     "dht_nodes.py",
     "four_peers.py",
     "swarm.py",

@@ -1,0 +1,60 @@
+"""Requests drawn from /openapi.json by schemathesis, against a running peer: python benchmarks/fuzz_http.py [CASES]
+
+CASES (5,000 without a number) are drawn, valid and invalid, the name of the model being that of the peer's in half of
+them; checked are statuses, content types and bodies as documented, and that nothing is a server's error. The event
+stream is left out, since it has no end. Needs `pip install -e '.[clients]'`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import ask, running_peers, status
+
+from gossipml.api.openapi import OPERATIONS
+from gossipml.daemon.home import Home
+
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+
+
+def main() -> None:
+    cases = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
+    asked = [operation for operation in OPERATIONS if operation.name != "events"]
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"model": "xor", "max_rounds": 3, "lan": False}
+        with running_peers(Path(folder), [options]) as (api,):
+            while status(api)["state"] != "averaging":
+                time.sleep(0.1)
+            token = Home(Path(folder) / "peer0").path / "api-token"
+            document = Path(folder) / "openapi.json"
+            document.write_text(json.dumps(with_names(ask(api, "/openapi.json"))))
+            command = [
+                "run", str(document), "--url", f"http://{api}", "--exclude-path", "/v1/events",
+                "--checks", CHECKS, "--max-examples", str(cases * 2 // len(asked)), "--phases", "fuzzing",
+                "--header", f"Authorization: Bearer {token.read_text().strip()}", "--seed", "1",
+                "--continue-on-failure", "--no-color",
+            ]  # fmt: skip
+            done = subprocess.run([sys.executable, "-m", "schemathesis.cli", *command], check=False, timeout=900)
+            alive = status(api)["state"]
+    print(f"the peer is {alive} afterwards")
+    sys.exit(done.returncode)
+
+
+def with_names(document: Any) -> Any:  # Any: JSON
+    """The document, with two names for models: of one that is there, and of one that is not."""
+    for item in document["paths"].values():
+        for operation in item.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "model":
+                    parameter["schema"] = {"enum": ["xor", "nothing"]}
+    return document
+
+
+if __name__ == "__main__":
+    main()
