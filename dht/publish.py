@@ -23,7 +23,7 @@ from gossipml.env import Credentials, Env, write_atomic
 SEQ_STEP = 1000  # numbers reserved with one write to the disk
 REPUBLISH_SHARE = 1 / 3  # of the time to live: two republications may be lost
 FIRST_RETRY = 2.0
-LOOK_EVERY = 2.0  # seconds between looks at what is due
+LOOK_EVERY = (2.0, 30.0)  # seconds between looks at what is due: while contacts come, and later
 LAST_FOR = 60  # seconds that a withdrawal lives at least
 PUTS_PER_SECOND = 10.0  # a put is some 40 datagrams and 15 ms of CPU; 10 keep 3,000 providers alive for half an hour
 PUTS_AT_ONCE = 8  # half of what the DHT does at once: gets of others go on meanwhile
@@ -125,16 +125,21 @@ class Publisher:
         task_status.started()
         clock = self._env.clock
         allowed, then = float(PUTS_AT_ONCE), clock.now()
+        known, pause = 0, LOOK_EVERY[0]
         while True:
             self._changed = trio.Event()
             now, nodes = clock.now(), self._dht.stats.nodes
+            pause = LOOK_EVERY[0] if nodes > known else min(2 * pause, LOOK_EVERY[1])
+            known = nodes
             allowed, then = min(PUTS_AT_ONCE, allowed + (now - then) * PUTS_PER_SECOND), now
             due = [item for item in self._published.values() if item.next_time <= now or item.outgrown(nodes)]
             due.sort(key=_Published.urgency)
             turn = due[: int(allowed)]
             allowed -= len(turn)
             await self._publish_all(turn)
-            with trio.move_on_after(LOOK_EVERY if len(turn) == len(due) else 1 / PUTS_PER_SECOND):
+            next_time = min((item.next_time for item in self._published.values()), default=math.inf) - clock.now()
+            wait = max(LOOK_EVERY[0], min(pause, next_time)) if len(turn) == len(due) else 1 / PUTS_PER_SECOND
+            with trio.move_on_after(wait):
                 await self._changed.wait()
 
     def _set(self, item: _Published) -> None:

@@ -60,6 +60,7 @@ class Serving:
         self.limit = TokenBucket(config.upload_rate)
         self.meters: dict[bytes, Meter] = {}  # of contents that are open
         self._sessions: dict[int, _Session] = {}
+        self._opened = trio.Event()
         self._keys = itertools.count()
         self._news = trio.Event()
 
@@ -82,6 +83,8 @@ class Serving:
 
     async def _run(self, session: _Session) -> None:
         self._sessions[session.key] = session
+        self._opened.set()
+        self._opened = trio.Event()
         self.uploads.join(session.key, session.peer)
         try:
             await session.run()
@@ -144,6 +147,8 @@ class Serving:
 
     async def _beat(self) -> None:
         while True:
+            if not self._sessions:  # most of the time: an idle peer need not wake up twice a second
+                await self._opened.wait()
             await trio.sleep(WATCH_SECONDS)
             latest = self.clock.now() - w.BEAT + 2 * WATCH_SECONDS
             for session in self._sessions.values():

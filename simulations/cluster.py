@@ -15,7 +15,7 @@ of the simulation. Faults come from the `World`: loss, delay, partition, crash, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -37,7 +37,7 @@ from gossipml.models.trainer import Trainer
 from gossipml.orders import NETWORK_SEED_SIZE, NetworkKey, Order
 from gossipml.peer.failure import FailureConfig
 from gossipml.peer.mesh import MeshConfig
-from gossipml.simulations.numpy_trainer import NumpyTrainer, Points, make_points
+from gossipml.simulations.numpy_trainer import Descent, NumpyTrainer, Points, make_points
 from gossipml.token import COOKIE_SIZE, JoinToken
 
 PORT = 8711
@@ -60,6 +60,9 @@ class Member:
     identity: Identity
     points: Points
     trains: bool = True
+    speed: float = 1.0
+    """A machine of speed 2 takes half the time for a step, and for the shortest round."""
+    descent: Descent | None = None
     observe: Observe | None = None
     """What its machine does; see `NodeConfig.idle`."""
     node: Node | None = None
@@ -92,21 +95,30 @@ class Cluster:
         contacts: int = CONTACTS,
         base: NodeConfig | None = None,
         merge: str = "clipping",
+        parts: Sequence[Points] | None = None,
+        descent: Descent | None = None,
+        speeds: Sequence[float] | None = None,
+        late: int = 0,
     ) -> AsyncIterator[Cluster]:
-        """A running cluster of `peer-0` ...; the token names the first `contacts` of them."""
+        """A running cluster of `peer-0` ...; the token names the first `contacts` of them.
+
+        parts: the data of each peer, else generated points; speeds: of each peer, 1 being `config` and `descent`;
+        late: peers, the last ones, that are not started yet.
+        """
         rng = world.rng("cluster")
         names = [f"peer-{index}" for index in range(peers)]
-        parts = make_points(world.seed, peers)
         members = {
-            name: Member(name, Identity(rng.randbytes(SEED_SIZE)), points)
-            for name, points in zip(names, parts, strict=True)
+            name: Member(name, Identity(rng.randbytes(SEED_SIZE)), points, speed=speed, descent=descent)
+            for name, points, speed in zip(
+                names, parts or make_points(world.seed, peers), speeds or [1.0] * peers, strict=True
+            )
         }
         first = tuple(Address(world.host(name), PORT) for name in names[:contacts])
         network_key = NetworkKey(rng.randbytes(NETWORK_SEED_SIZE))
         token = JoinToken(network_key.network_id, rng.randbytes(COOKIE_SIZE), 0, first)
         async with trio.open_nursery() as nursery:
             cluster = cls(world, network_key, token, config, members, nursery, base or BASE, parse_merge(merge))
-            for name in names:
+            for name in names[: peers - late]:
                 await cluster.start(name)
             yield cluster
             nursery.cancel_scope.cancel()
@@ -166,14 +178,17 @@ class Cluster:
             self.base,
             name=member.name,
             first_contacts=self.token.addresses,
-            learner=self.config,
+            learner=replace(self.config, least_round=self.config.least_round / member.speed),
             trains=member.trains,
         )
         credentials = Credentials(member.identity, NetworkKeys.from_token(self.token))
 
+        descent = member.descent or Descent()
+        descent = replace(descent, seconds=descent.seconds / member.speed)
+
         @asynccontextmanager
         async def open_trainer() -> AsyncIterator[Trainer]:
-            trainer = NumpyTrainer(env, member.points, train=member.trains, merge=self.merge)
+            trainer = NumpyTrainer(env, member.points, descent, train=member.trains, merge=self.merge)
             member.trainer = trainer
             yield trainer
 

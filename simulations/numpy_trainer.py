@@ -29,10 +29,22 @@ from gossipml.models.merging import is_finite
 from gossipml.models.trainer import Evaluation, Export, Layout, MergeReport, RoundReport
 
 Vector = NDArray[np.float32]
-BATCH = 16
-RATE = 0.1
 MAX_STATE = 1 << 20
 METADATA = "gossipml"  # as `gossipml.models.published`, which needs torch
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How the trainer descends: SGD as `torch.optim.SGD` without Nesterov."""
+
+    batch: int = 16
+    rate: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    steps: int = 0
+    """That the learner takes for an epoch; 0: as many as the samples make."""
+    seconds: float = 0.01
+    """Virtual, that a step is charged."""
 
 
 @dataclass(frozen=True)
@@ -65,42 +77,42 @@ def make_points(seed: int, peers: int, *, features: int = 8, classes: int = 5, e
 
 
 class NumpyTrainer:
-    """A `Trainer` on virtual time. `step_seconds` is the charged cost of one optimiser step.
-
-    With `train` false it only serves: of the points it looks at the shape alone.
-    """
+    """A `Trainer` on virtual time. With `train` false it only serves: of the points it looks at the shape alone."""
 
     def __init__(
         self,
         env: Env,
         points: Points,
+        descent: Descent | None = None,
         *,
-        step_seconds: float = 0.01,
         train: bool = True,
         merge: MergeRule | None = None,
     ) -> None:
         features = points.inputs.shape[1]
         self._env = env
         self._points = points
-        self._cost = step_seconds
+        self._descent = descent = descent or Descent()
         self._trains = train
         self._loaded = train
         self._shape = (features + 1, points.classes)
         size = (features + 1) * points.classes
         digest = hashlib.sha256(f"points/{features}/{points.classes}".encode()).hexdigest()
         self.layout = Layout("points", digest, size)
-        self.steps_per_epoch = -(-len(points.targets) // BATCH)
+        self.steps_per_epoch = descent.steps or -(-len(points.targets) // descent.batch)
         self._x = np.zeros(size, np.float32)
+        self._velocity = np.zeros(self._shape, np.float32)
         self._merger = Merger(merge or parse_merge("clipping"), Coordinates(size, size))
         self._outgoing = Outgoing(self._x)
+        self._rounds = 0
         self._rng = np.random.Generator(np.random.PCG64(env.rng.getrandbits(64)))
 
     async def train(self, steps: int, encoding: str = "") -> RoundReport:
         self._check_trains()
-        loss = await self._env.compute.run(self._steps, steps, cost=steps * self._cost)
+        self._rounds += 1
+        loss = await self._env.compute.run(self._steps, steps, cost=steps * self._descent.seconds)
         body = self._pack(encoding) if encoding else b""
-        seconds = steps * self._cost
-        return RoundReport(steps, steps * BATCH, seconds, seconds, loss, body)
+        seconds = steps * self._descent.seconds
+        return RoundReport(steps, steps * self._descent.batch, seconds, seconds, loss, body)
 
     async def snapshot(self, encoding: str) -> bytes:
         self._check_trains()
@@ -183,6 +195,11 @@ class NumpyTrainer:
         self._outgoing.begin(self._x)
 
     @property
+    def rounds(self) -> int:
+        """Calls of `train` so far."""
+        return self._rounds
+
+    @property
     def parameters(self) -> Vector:
         """A copy of the flat parameters, for the one who watches."""
         return self._x.copy()
@@ -217,16 +234,21 @@ class NumpyTrainer:
         return sum(self._step() for _ in range(steps)) / steps
 
     def _step(self) -> float:
-        batch = self._rng.integers(0, len(self._points.targets), BATCH)
+        descent, weights, velocity = self._descent, self._x.reshape(self._shape), self._velocity  # views
+        batch = self._rng.integers(0, len(self._points.targets), descent.batch)
         inputs, targets = self._points.inputs[batch], self._points.targets[batch]
         scores = self._scores(inputs)
-        loss = self._loss(scores, targets)
-        gradient = _softmax(scores)  # (BATCH, classes)
-        gradient[np.arange(BATCH), targets] -= 1
-        weights = self._x.reshape(self._shape)  # a view
-        weights[:-1] -= RATE / BATCH * (inputs.T @ gradient)
-        weights[-1] -= RATE / BATCH * gradient.sum(0)
-        return loss
+        gradient = _softmax(scores)  # (batch, classes)
+        chosen = gradient[np.arange(len(targets)), targets]
+        gradient[np.arange(len(targets)), targets] -= 1
+        gradient /= descent.batch
+        velocity *= descent.momentum
+        if descent.weight_decay:
+            velocity += np.float32(descent.weight_decay) * weights
+        velocity[:-1] += inputs.T @ gradient
+        velocity[-1] += gradient.sum(0)
+        weights -= np.float32(descent.rate) * velocity
+        return float(-np.log(chosen + 1e-12).mean())
 
     def _scores(self, inputs: Vector, x: Vector | None = None) -> Vector:
         weights = (self._x if x is None else x).reshape(self._shape)
@@ -238,7 +260,17 @@ class NumpyTrainer:
         return float(-np.log(_softmax(scores)[np.arange(len(targets)), targets] + 1e-12).mean())
 
 
+def evaluate_all(x: Vector, points: Points) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Accuracies and mean losses (N,) of the parameters x (N, P) on the test data."""
+    features, classes = points.inputs.shape[1], points.classes
+    weights = x.reshape(len(x), features + 1, classes)
+    scores = points.test_inputs @ weights[:, :-1] + weights[:, -1:]  # (N, t, classes)
+    right = scores.argmax(2) == points.test_targets
+    shares = np.take_along_axis(_softmax(scores), points.test_targets[None, :, None], 2)[..., 0]  # (N, t)
+    return right.mean(1, dtype=np.float64), -np.log(shares + 1e-12).mean(1, dtype=np.float64)
+
+
 def _softmax(scores: Vector) -> Vector:
-    powers = np.exp(scores - scores.max(1, keepdims=True))
-    shares: Vector = powers / powers.sum(1, keepdims=True)
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    shares: Vector = powers / powers.sum(-1, keepdims=True)
     return shares

@@ -210,6 +210,29 @@ def load_result(where: str | Path) -> Result:
     return Result(folder, scenario, read_rows(folder), finished_cells(folder), environment)
 
 
+def merge_results(results: list[Result]) -> Result:
+    """Several results as one, each variant with the name of its scenario (or folder) before it."""
+    if len(results) == 1:
+        return results[0]
+    names = [result.scenario.name for result in results]
+    if len(set(names)) < len(names):
+        names = [str(result.folder) for result in results]
+    rows, finished, figures = [], set[Cell](), []
+    for name, result in zip(names, results, strict=True):
+        rows += [dataclasses.replace(row, variant=f"{name}: {row.variant}") for row in result.rows]
+        finished |= {(f"{name}: {variant}", seed) for variant, seed in result.finished}
+        figures += [
+            dataclasses.replace(figure, variant=f"{name}: {variant}")
+            for figure in result.scenario.figure
+            for variant in ([figure.variant] if figure.variant else result.variants())
+        ]
+    first = results[0]
+    scenario = dataclasses.replace(
+        first.scenario, name=" and ".join(names)[:100], description="", figure=tuple(figures), variant=()
+    )
+    return Result(first.folder, scenario, rows, finished, first.environment)
+
+
 def read_rows(folder: Path) -> list[Row]:
     """The rows so far; a last line that was cut off is left out."""
     rows = []

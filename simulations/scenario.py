@@ -416,9 +416,16 @@ class Scenario:
         for variant in self.variant:
             yield replace(override(alone, variant.overrides, f"variant {variant.name!r}"), chosen=variant.name)
         for baseline in self.baselines:
-            # Without what only gossip has: no liars, nobody late.
+            # Without what only gossip has: no liars, nobody late. The discrete engine knows gossip alone.
             yield replace(
-                alone, protocol=baseline, chosen=baseline, merge="", byzantine=Byzantine(), late=Late(), partition=()
+                alone,
+                engine="population",
+                protocol=baseline,
+                chosen=baseline,
+                merge="",
+                byzantine=Byzantine(),
+                late=Late(),
+                partition=(),
             )
 
     def _check_baseline(self, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gossipml import __version__
-from gossipml.cli import audit, data, demo, models, peer, predict, stats, token
+from gossipml.cli import audit, data, demo, models, peer, predict, simulate, stats, token
 
 app = typer.Typer(
     name="gossipml",
@@ -24,6 +24,7 @@ app.command("predict", epilog="Example: gossipml predict xor a=0 b=1")(predict.p
 app.add_typer(peer.app, name="peer")
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
+app.add_typer(simulate.app, name="simulate")
 app.add_typer(token.app, name="token")
 app.add_typer(audit.app, name="audit")
 app.command("stats", epilog="Example: gossipml stats --format csv --seconds 60 > use.csv")(stats.stats)

@@ -45,7 +45,6 @@ from gossipml.peer.wire import Profile
 log = logging.getLogger("gossipml.node")
 
 FREE_PORT_TRIES = 20  # a free TCP port is rarely taken for UDP
-LOOK_SECONDS = (1.0, 300.0)  # between looks into the directory: while alone, and later
 SAVE_CONTACTS_SECONDS = 30.0
 PAUSED_FILE = "state/paused"  # there as long as the user wants no training
 LEAVE_SECONDS = 2.0  # for telling the DHT that we go
@@ -69,6 +68,10 @@ class NodeConfig:
     store: StoreConfig = field(default_factory=StoreConfig)
     swarm: SwarmConfig = field(default_factory=SwarmConfig)
     replication: ReplicationConfig = field(default_factory=ReplicationConfig)
+    look_seconds: tuple[float, float] = (1.0, 300.0)
+    """Between looks into the directory: while alone, and later (guess)."""
+    watch_seconds: float = 2.0
+    """Between looks for orders in the home: a person waits for it; a look into an empty folder costs 50 us."""
     lan: bool = False
     """Find peers by beacons on the local network."""
 
@@ -142,7 +145,7 @@ class Node:
         running = self.supervisor.running
         store = Store(self.env.disk, self.env.compute, self.config.store)
         await store.open()
-        orders = Orders(self.env, self.credentials.membership)
+        orders = Orders(self.env, self.credentials.membership, self.config.watch_seconds)
         await orders.load()
         async with self._sockets() as listener:
             first = self.config.first_contacts
@@ -283,7 +286,8 @@ class Node:
     async def _discover(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Bring those whom the DHT knows into the view, eagerly while we are alone; save who is worth meeting."""
         task_status.started()
-        pause, saved_at = LOOK_SECONDS[0], self.env.clock.now()
+        first, last = self.config.look_seconds
+        pause, saved_at = first, self.env.clock.now()
         while True:
             self._announce()
             profile = self.mesh.profile
@@ -291,11 +295,11 @@ class Node:
                 self.mesh.learn(await self.directory.providers(profile.model))
             else:
                 self.mesh.learn(await self.directory.members())
-            if self.env.clock.now() - saved_at >= SAVE_CONTACTS_SECONDS or pause == LOOK_SECONDS[0]:
+            if self.env.clock.now() - saved_at >= SAVE_CONTACTS_SECONDS or pause == first:
                 saved_at = self.env.clock.now()
                 await save_contacts(self.env.disk, self.mesh.contacts())
             lonely = not self.mesh.links()
-            pause = LOOK_SECONDS[0] if lonely else min(2 * pause, LOOK_SECONDS[1])
+            pause = first if lonely else min(2 * pause, last)
             await trio.sleep(pause * self.env.rng.uniform(0.8, 1.2))
 
     def _announce(self) -> None:

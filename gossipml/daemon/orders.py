@@ -28,7 +28,6 @@ KEYS_FILE = "keys"
 TOKEN_FILE = "token"  # noqa: S105  # its name
 FOLDER = "orders"
 SUFFIX = ".order"
-WATCH_SECONDS = 2.0  # a person waits for it; a look into an empty folder costs 50 us
 MAX_FOUND = 256  # at one look; the rest is found by the next
 
 
@@ -47,9 +46,10 @@ def renewed(token: JoinToken, membership: Membership) -> JoinToken:
 class Orders:
     """The part of a daemon that watches for orders and keeps what is known."""
 
-    def __init__(self, env: Env, membership: Membership) -> None:
+    def __init__(self, env: Env, membership: Membership, watch_seconds: float) -> None:
         self._env = env
         self._membership = membership
+        self._watch_seconds = watch_seconds
         self._kept = -1  # the version of the membership that is on disk
         self._news = trio.Event()
 
@@ -81,7 +81,7 @@ class Orders:
                     await self._env.disk.remove(path)
             except OSError as error:
                 log.warning("cannot keep the keys of the network: %s; free or mend the disk", error)
-            with trio.move_on_after(WATCH_SECONDS):
+            with trio.move_on_after(self._watch_seconds):
                 await self._news.wait()
 
     async def _take_found(self, order: Callable[[bytes], bool]) -> list[str]:

@@ -12,7 +12,7 @@ from gossipml.daemon.learner import LearnerConfig
 from gossipml.env.simulated import World, run_simulation
 from gossipml.models.trainer import RoundReport
 from gossipml.simulations.cluster import Cluster
-from gossipml.simulations.numpy_trainer import NumpyTrainer
+from gossipml.simulations.numpy_trainer import Descent, NumpyTrainer
 
 
 def rounds_of(monkeypatch: pytest.MonkeyPatch, config: LearnerConfig, loss: Callable[[int], float]) -> list[int]:
@@ -26,10 +26,9 @@ def rounds_of(monkeypatch: pytest.MonkeyPatch, config: LearnerConfig, loss: Call
         return RoundReport(report.steps, report.samples, 7 * report.seconds, report.work, loss(len(rounds) - 1))
 
     monkeypatch.setattr(NumpyTrainer, "train", record)
-    monkeypatch.setattr("gossipml.simulations.numpy_trainer.BATCH", 1)  # an epoch is 200 steps
 
     async def scenario(world: World) -> None:
-        async with Cluster.of(world, peers=1, config=config):
+        async with Cluster.of(world, peers=1, config=config, descent=Descent(batch=1)):  # an epoch is 200 steps
             await trio.sleep(100)
 
     run_simulation(scenario, seed=1)

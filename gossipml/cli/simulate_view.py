@@ -1,0 +1,151 @@
+"""How a simulation looks while it runs, and what is printed at its end."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gossipml.cli.common import duration
+from gossipml.env.real import RealClock
+from gossipml.simulations.runner import Silent
+from gossipml.simulations.summary import Compared, Line, shown
+
+if TYPE_CHECKING:
+    from gossipml.simulations.result import Cell, Row
+
+LINE_SECONDS = 5.0  # between two lines in a pipe
+
+
+def _figures(row: Row) -> str:
+    if not math.isnan(row.accuracy):
+        return f"accuracy {shown('accuracy', row.accuracy)}"
+    return f"variance {shown('variance', row.variance)}" if not math.isnan(row.variance) else ""
+
+
+class LinesView(Silent):
+    """For a pipe, and what all views say."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._clock = RealClock()
+        self._start = self._last = self._clock.now()
+        self._rounds: dict[Cell, float] = {}
+        self._done: dict[Cell, float] = {}
+        self._latest: Row | None = None
+
+    def __enter__(self) -> LinesView:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"warning: {text}", markup=False, style="yellow")
+
+    def begin(self, cells: list[tuple[Cell, int]], skipped: int) -> None:
+        self._rounds = {cell: float(rounds) for cell, rounds in cells}
+        if skipped:
+            self.console.print(f"{skipped} of {skipped + len(cells)} simulations were finished before")
+
+    def row(self, row: Row) -> None:
+        self._done[row.variant, row.seed] = row.round
+        self._latest = row
+        now = self._clock.now()
+        if now - self._last >= LINE_SECONDS:
+            self._last = now
+            done = sum(self._done.values()) / (sum(self._rounds.values()) or 1)
+            left = f", {duration((now - self._start) * (1 - done) / done)} left" if done else ""
+            self.console.print(
+                f"{row.variant}, seed {row.seed}, round {row.round:g} of {self._rounds[row.variant, row.seed]:g}: "
+                f"{_figures(row)}{left}",
+                markup=False,
+            )
+
+    def finish(self, cell: Cell) -> None:
+        if self._latest is not None:
+            self.console.print(f"{cell[0]}, seed {cell[1]}: {_figures(self._latest)}", markup=False)
+
+
+class BarView(LinesView):
+    """For a terminal: a bar with the time left; finished simulations above."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=console,
+            transient=True,
+            expand=True,
+        )
+        self._task = self._bar.add_task("preparing", total=None, figures="")
+
+    def __enter__(self) -> BarView:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._bar.stop()
+
+    def begin(self, cells: list[tuple[Cell, int]], skipped: int) -> None:
+        super().begin(cells, skipped)
+        self._bar.update(self._task, total=sum(self._rounds.values()))
+
+    def advance(self, cell: Cell, round: float) -> None:
+        self._done[cell] = round
+        self._bar.update(self._task, description=f"{cell[0]}, seed {cell[1]}", completed=sum(self._done.values()))
+
+    def row(self, row: Row) -> None:
+        self._latest = row
+        self._bar.update(self._task, figures=_figures(row))
+
+
+def summary_table(lines: list[Line]) -> Table:
+    """What each variant ended with; columns that nobody measured are left out."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("variant", overflow="fold")
+    columns = [
+        ("accuracy", "accuracy"),
+        ("± peers", "accuracy_std"),
+        ("worst", "accuracy_min"),
+        ("of average", "accuracy_average"),
+        ("variance", "variance"),
+        ("consensus", "consensus"),
+        ("sent a peer", "bytes"),
+        ("messages", "messages"),
+    ]
+    if any(not math.isnan(line.end.accuracy) for line in lines):
+        columns = [each for each in columns if each[1] != "variance"]
+    used = [each for each in columns if any(not math.isnan(getattr(line.end, each[1])) for line in lines)]
+    for title, _ in used:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("rounds", justify="right")
+    table.add_column("updates/s", justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(
+            line.variant,
+            *(shown(column, getattr(line.end, column)) for _, column in used),
+            f"{line.end.round:g}" + ("" if line.complete else " (stopped)"),
+            shown("updates", line.updates_per_second),
+        )
+    return table
+
+
+def figures_table(figures: list[Compared]) -> Table:
+    """Published beside ours."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=False)
+    for column in ("figure", "variant", "published", "ours", "how the setting differs"):
+        table.add_column(column, overflow="fold")
+    for each in figures:
+        table.add_row(each.what, each.variant, each.published, each.ours, each.differs)
+    return table
