@@ -80,10 +80,10 @@ def run(
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device {device!r} is unknown; choose one of auto, cpu, cuda")
     scenario = _scenario(file, seed, rounds, data, setting, None if engine == RAY else engine)
-    folder = out or _folder(scenario)
     if sweep:
-        _run_sweep(scenario, sweep, jobs, folder, device, engine == RAY, as_json)
+        _run_sweep(scenario, sweep, jobs, out or _sweep_folder(scenario), device, engine == RAY, as_json)
         return
+    folder = out or _folder(scenario)
     if engine == RAY:
         raise UserError("--engine ray distributes the cells of a sweep; give --sweep field=a,b,c with it")
     result = _run_one(scenario, folder, device, as_json)
@@ -164,7 +164,7 @@ def _folder(scenario: Scenario) -> Path:
     from gossipml.simulations.scenario_file import write_scenario
 
     text = write_scenario(scenario)
-    name = "".join(char if char.isalnum() or char in "-_" else "-" for char in scenario.name)
+    name = _file_name(scenario)
     number = 1
     while True:
         folder = RESULTS / (name if number == 1 else f"{name}-{number}")
@@ -174,6 +174,14 @@ def _folder(scenario: Scenario) -> Path:
         if file.is_file() and file.read_text(encoding="utf-8") == text:
             return folder
         number += 1
+
+
+def _sweep_folder(scenario: Scenario) -> Path:
+    return RESULTS / f"{_file_name(scenario)}-sweep"
+
+
+def _file_name(scenario: Scenario) -> str:
+    return "".join(char if char.isalnum() or char in "-_" else "-" for char in scenario.name)
 
 
 def _run_one(scenario: Scenario, folder: Path, device: str, as_json: bool) -> Result:
@@ -194,7 +202,42 @@ def _run_one(scenario: Scenario, folder: Path, device: str, as_json: bool) -> Re
 def _run_sweep(
     scenario: Scenario, texts: list[str], jobs: int, folder: Path, device: str, ray: bool, as_json: bool
 ) -> None:
-    raise UserError("sweeps are not there yet")
+    from gossipml.simulations import sweep
+
+    cells = sweep.make_cells(scenario, [sweep.parse_sweep(text) for text in texts])
+    folder.mkdir(parents=True, exist_ok=True)
+    done = sum(sweep.is_done(cell, folder) for cell in cells)
+    console = _console(stderr=as_json)
+    if done:
+        console.print(f"{done} of {len(cells)} cells were done before")
+
+    def tell(cell: sweep.SweepCell, error: str) -> None:
+        nonlocal done
+        done += not error
+        console.print(f"{done} of {len(cells)}: {cell.name}" + (f": {error}" if error else ""), markup=False)
+
+    try:
+        failed = sweep.run_sweep(cells, folder, device, sweep.on_ray() if ray else sweep.in_processes(jobs), tell)
+    except KeyboardInterrupt:
+        console.print(f"stopped; what is done is kept in {folder}, the same command goes on from there")
+        raise
+    lines = sweep.summarise_sweep(cells, folder)
+    if as_json:
+        ends = [
+            {
+                "settings": dict(cell.settings),
+                **{name: _number(value) for name, value in asdict(line.end).items() if name != "seed"},
+            }
+            for cell, line in lines
+        ]
+        print_json({"folder": str(folder), "cells": ends, "failed": [cell.name for cell, _ in failed]})
+    else:
+        from gossipml.cli.simulate_view import sweep_table
+
+        _console().print(sweep_table(lines), markup=False)
+        _print_files([folder / "table.csv"])
+    if failed:
+        raise UserError(f"{len(failed)} of {len(cells)} cells failed; the first: {failed[0][0].name}: {failed[0][1]}")
 
 
 def _write_report(result: Result) -> list[Path]:

@@ -17,6 +17,7 @@ from gossipml.simulations.summary import Compared, Line, shown
 
 if TYPE_CHECKING:
     from gossipml.simulations.result import Cell, Row
+    from gossipml.simulations.sweep import SweepCell
 
 LINE_SECONDS = 5.0  # between two lines in a pipe
 
@@ -112,7 +113,20 @@ class BarView(LinesView):
 
 def summary_table(lines: list[Line]) -> Table:
     """What each variant ended with; columns that nobody measured are left out."""
+    return _ends_table([], [((), line) for line in lines])
+
+
+def sweep_table(lines: list[tuple[SweepCell, Line]]) -> Table:
+    """The same of every cell of a sweep."""
+    paths = [path for path, _ in lines[0][0].settings] if lines else []
+    return _ends_table(paths, [(tuple(str(value) for _, value in cell.settings), line) for cell, line in lines])
+
+
+def _ends_table(paths: list[str], rows: list[tuple[tuple[str, ...], Line]]) -> Table:
+    lines = [line for _, line in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for path in paths:
+        table.add_column(path, justify="right")
     table.add_column("variant", overflow="fold")
     columns = [
         ("accuracy", "accuracy"),
@@ -131,8 +145,9 @@ def summary_table(lines: list[Line]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("rounds", justify="right")
     table.add_column("updates/s", justify="right", no_wrap=True)
-    for line in lines:
+    for values, line in rows:
         table.add_row(
+            *values,
             line.variant,
             *(shown(column, getattr(line.end, column)) for _, column in used),
             f"{line.end.round:g}" + ("" if line.complete else " (stopped)"),
