@@ -97,12 +97,12 @@ def central(program: str, source: str, target: float) -> dict[str, float]:
     return result
 
 
-def peers(source: str, target: float, seconds: float) -> dict[str, float]:
+def peers(source: str, target: float, seconds: float, model: str = "mnist-mlp") -> dict[str, float]:
     """One race of `seconds`; when its peers reached the target, on the mean."""
     with tempfile.TemporaryDirectory(prefix="gossipml-bench-") as name:
         gate = Path(name) / "go"
         options: list[dict[str, object]] = [
-            {"model": "mnist-mlp", "data": source, "part": f"{index + 1}/{PEERS}"} for index in range(PEERS)
+            {"model": model, "data": source, "part": f"{index + 1}/{PEERS}"} for index in range(PEERS)
         ]
         with running_peers(Path(name), options, LEARNER, gate) as apis:
             time.sleep(SETTLE_SECONDS)
@@ -118,7 +118,7 @@ def peers(source: str, target: float, seconds: float) -> dict[str, float]:
     rounds, steps = [0] * PEERS, [0] * PEERS
     accuracies = [0.0] * PEERS
     for moment, index, state in sorted(looks):
-        accuracies[index], steps[index] = accuracy_of(source, state)
+        accuracies[index], steps[index] = accuracy_of(source, state, model)
         rounds[index] += 1
         if statistics.fmean(accuracies) >= target:
             share = sum(rounds) / sum(answer["round"] for answer in answers)
@@ -131,22 +131,22 @@ def peers(source: str, target: float, seconds: float) -> dict[str, float]:
     raise SystemExit(f"the peers came to {statistics.fmean(accuracies):.1%} in {seconds:.0f} s, not to {target:.0%}")
 
 
-def accuracy_of(source: str, state: bytes) -> tuple[float, int]:
+def accuracy_of(source: str, state: bytes, model: str) -> tuple[float, int]:
     """Test accuracy of what a peer with this state serves, and its steps."""
     from gossipml.models.data import load_source, take_part
     from gossipml.models.partition import Part, Rule
     from gossipml.models.registry import load_spec
     from gossipml.models.training import LocalTrainer
 
-    if not _trainer:
+    if model not in _trainers:
         data = take_part(load_source(source), Rule("iid"), Part(1, PEERS), 0)
-        _trainer.append(LocalTrainer(load_spec("mnist-mlp"), data, network_id=b"", seed=0))
-    trainer: LocalTrainer = _trainer[0]  # type: ignore[assignment]
+        _trainers[model] = LocalTrainer(load_spec(model), data, network_id=b"", seed=0)
+    trainer: LocalTrainer = _trainers[model]  # type: ignore[assignment]
     trainer.restore(state)
     return trainer.evaluate().accuracy, trainer.steps
 
 
-_trainer: list[object] = []
+_trainers: dict[str, object] = {}
 
 
 def main() -> None:

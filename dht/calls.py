@@ -31,11 +31,24 @@ STALL = 0.1  # seconds; a timer that is later than this was kept waiting by our 
 Done = Callable[[Answered | None], None]
 
 
+class Timer:
+    """What is to be called at some time, unless it is cancelled before."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
 @dataclass(slots=True)
 class _Call:
     to: NodeContact | Address
     done: Done
     gives_up: float
+    timer: Timer
 
 
 class Calls:
@@ -48,10 +61,10 @@ class Calls:
         self._on_lost = on_lost
         self._socket: Datagrams | None = None
         self._calls: dict[bytes, _Call] = {}
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()  # of timers for one moment
         self._sleeps_until = math.inf
-        self._alarm = trio.Event()
+        self._sleep = trio.CancelScope()  # ends when the next timer is due
 
     @property
     def running(self) -> bool:
@@ -64,15 +77,17 @@ class Calls:
         try:
             while True:
                 now = self._clock.now()
-                if self._timers and now - self._timers[0][0] > STALL:
+                if self._next() < now - STALL:
                     await trio.sleep(STALL)
                     now = self._clock.now()
-                while self._timers and self._timers[0][0] <= now:
-                    heapq.heappop(self._timers)[2]()
-                self._alarm = trio.Event()
-                self._sleeps_until = self._timers[0][0] if self._timers else math.inf
-                with trio.move_on_after(max(0.0, self._sleeps_until - now)):
-                    await self._alarm.wait()
+                while self._next() <= now:
+                    callback = heapq.heappop(self._timers)[2].callback
+                    if callback is not None:
+                        callback()
+                self._sleeps_until = self._next()
+                self._sleep = trio.CancelScope(deadline=self._moment(self._sleeps_until))
+                with self._sleep:
+                    await trio.sleep_forever()
         finally:
             self._socket = None
             self._timers.clear()
@@ -88,27 +103,42 @@ class Calls:
         if asked is None:
             return None
         number, datagram = asked
-        self._calls[number] = _Call(to, done, now + self._hard_wait)
+        timer = self.at(now + self._node.soft_wait, lambda: self._ask_again(number))
+        self._calls[number] = _Call(to, done, now + self._hard_wait, timer)
         self.post(datagram, to.address if isinstance(to, NodeContact) else to)
-        self.at(now + self._node.soft_wait, lambda: self._ask_again(number))
         return number
 
     def drop(self, number: bytes) -> None:
         """Forget a call; its `done` is not called any more."""
-        if self._calls.pop(number, None) is not None:
+        call = self._calls.pop(number, None)
+        if call is not None:
+            call.timer.cancel()
             self._node.forget(number)
 
     def answered(self, action: Answered) -> None:
         call = self._calls.pop(action.call, None)
         if call is not None:
+            call.timer.cancel()
             call.done(action)
 
-    def at(self, when: float, callback: Callable[[], None]) -> None:
-        """Call `callback` at that time, if we still run."""
-        heapq.heappush(self._timers, (when, next(self._order), callback))
+    def at(self, when: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback` at that time, if we still run and nobody cancels it."""
+        timer = Timer(callback)
+        heapq.heappush(self._timers, (when, next(self._order), timer))
         if when < self._sleeps_until:
             self._sleeps_until = when
-            self._alarm.set()
+            self._sleep.deadline = self._moment(when)  # an event would wake the task only to sleep again
+        return timer
+
+    def _moment(self, when: float) -> float:
+        """What trio calls this time of ours."""
+        return trio.current_time() + max(0.0, when - self._clock.now())
+
+    def _next(self) -> float:
+        """When the next timer is due. Most calls are answered before theirs: nobody wakes for those."""
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
+        return self._timers[0][0] if self._timers else math.inf
 
     def post(self, data: bytes, to: Address) -> None:
         if self._socket is not None:
@@ -124,7 +154,7 @@ class Calls:
             address = call.to.address if isinstance(call.to, NodeContact) else call.to
             for repeated in (datagram, *self._node.older(number, self._clock.wall())):
                 self.post(repeated, address)
-            self.at(call.gives_up, lambda: self._give_up(number))
+            call.timer = self.at(call.gives_up, lambda: self._give_up(number))
 
     def _give_up(self, number: bytes) -> None:
         call = self._calls.get(number)
@@ -135,5 +165,6 @@ class Calls:
 
     def _end(self, number: bytes, answered: Answered | None) -> None:
         call = self._calls.pop(number)
+        call.timer.cancel()
         self._node.forget(number)
         call.done(answered)

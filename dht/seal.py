@@ -101,8 +101,8 @@ class Dropped:
     """Seconds by which the sender's clock is ahead of ours; set when the reason is SKEWED."""
 
 
-def _session_cipher(root_key: bytes, sid: bytes) -> ChaCha20Poly1305:
-    return ChaCha20Poly1305(hmac.digest(root_key, b"gossipml/v1/session" + sid, hashlib.sha256))
+def _session_key(root_key: bytes, sid: bytes) -> bytes:
+    return hmac.digest(root_key, b"gossipml/v1/session" + sid, hashlib.sha256)
 
 
 class Sealer:
@@ -115,7 +115,7 @@ class Sealer:
 
     def set_roots(self, roots: Sequence[bytes]) -> None:
         """The datagram keys that count now; the first is used where none is named."""
-        self._ciphers = {root: _session_cipher(root, self.sid) for root in roots}
+        self._ciphers = {root: ChaCha20Poly1305(_session_key(root, self.sid)) for root in roots}
         self._cipher = self._ciphers[roots[0]]
 
     def seal(self, body: bytes, receiver: Receiver, wall: float, root: bytes = b"") -> bytes:
@@ -130,13 +130,16 @@ class Sealer:
 
 
 class _Session:
-    """What is remembered of a sender: its key, the counters seen under any key, the newest time it carried."""
+    """What is remembered of a sender: its key, the counters seen under any key, the newest time it carried.
 
-    __slots__ = ("bits", "cipher", "highest", "newest", "root")
+    The key and not a cipher object: that takes 2.3 kB, and 0.8 us to make when a datagram comes.
+    """
 
-    def __init__(self, root: bytes, cipher: ChaCha20Poly1305) -> None:
+    __slots__ = ("bits", "highest", "key", "newest", "root")
+
+    def __init__(self, root: bytes, key: bytes) -> None:
         self.root = root
-        self.cipher = cipher
+        self.key = key
         self.highest = 0
         self.bits = 0  # bit i: counter `highest - i` was seen
         self.newest = 0
@@ -192,8 +195,8 @@ class Opener:
         known = self._sessions.get(sid)
         if known is not None and known.seen(counter):
             return Dropped(Drop.REPLAYED)
-        session = known or _Session(self._roots[0], _session_cipher(self._roots[0], sid))
-        inner = self._authentic(session.cipher, datagram, form) if session.root in self._roots else None
+        session = known or _Session(self._roots[0], _session_key(self._roots[0], sid))
+        inner = self._authentic(session.key, datagram, form) if session.root in self._roots else None
         if inner is None:
             inner = self._under_another_root(session, sid, datagram, form)
         if inner is None:
@@ -215,14 +218,15 @@ class Opener:
     def _under_another_root(self, session: _Session, sid: bytes, datagram: bytes, form: int) -> bytes | None:
         for root in self._roots:  # one, but while a token is rotated
             if root != session.root:
-                cipher = _session_cipher(root, sid)
-                inner = self._authentic(cipher, datagram, form)
+                key = _session_key(root, sid)
+                inner = self._authentic(key, datagram, form)
                 if inner is not None:
-                    session.root, session.cipher = root, cipher
+                    session.root, session.key = root, key
                     return inner
         return None
 
-    def _authentic(self, cipher: ChaCha20Poly1305, datagram: bytes, form: int) -> bytes | None:
+    def _authentic(self, key: bytes, datagram: bytes, form: int) -> bytes | None:
+        cipher = ChaCha20Poly1305(key)
         header, sealed = datagram[:HEADER_SIZE], datagram[HEADER_SIZE:]
         nonce = b"\0\0\0\0" + header[-8:]
         if form == Form.SESSION:

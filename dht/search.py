@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import trio
 
-from gossipml.dht.calls import Calls
+from gossipml.dht.calls import Calls, Timer
 from gossipml.dht.lookup import Lookup
 from gossipml.dht.messages import Answer, Found, Got, NodeContact, Question, Stored
 from gossipml.dht.node import Answered
@@ -39,6 +39,7 @@ class Search:
         self._over = trio.Event()
         self._under_way: set[bytes] = set()
         self._wakes_at = math.inf
+        self._timer: Timer | None = None
 
     async def run(self) -> None:
         """Return when the search is over. Cancelled, it drops its calls."""
@@ -46,7 +47,7 @@ class Search:
         try:
             await self._over.wait()
         except trio.Cancelled:
-            self._over.set()
+            self._finish()
             for number in self._under_way:
                 self._calls.drop(number)
             raise
@@ -61,11 +62,18 @@ class Search:
                     lookup.failed(contact)
                     asking = True
             if lookup.done:
-                self._over.set()
+                self._finish()
         deadline = lookup.next_deadline()
         if not self._over.is_set() and deadline is not None and deadline < self._wakes_at:
+            if self._timer is not None:
+                self._timer.cancel()
             self._wakes_at = deadline
-            self._calls.at(deadline, self._wake)
+            self._timer = self._calls.at(deadline, self._wake)
+
+    def _finish(self) -> None:
+        self._over.set()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _ask(self, contact: NodeContact) -> bool:
         number: bytes | None = None
@@ -95,6 +103,6 @@ class Search:
             told = answer.contacts if isinstance(answer, Found | Got | Stored) else ()
             self.lookup.answered(contact, told)
             if self._heard(contact, answer):
-                self._over.set()
+                self._finish()
                 return
         self._step()

@@ -68,8 +68,13 @@ def _canonical(value: object, depth: int) -> object:
         keys = list(value)
         if any(type(key) is not str for key in keys):
             raise ValueError("map keys must be text")
-        return {key: _canonical(value[key], depth - 1) for key in sorted(keys)}
+        ordered = sorted(keys)
+        if ordered == keys and _PLAIN.issuperset(map(type, value.values())):
+            return value
+        return {key: _canonical(value[key], depth - 1) for key in ordered}
     if isinstance(value, list | tuple):
+        if kind is list and _PLAIN.issuperset(map(type, value)):
+            return value
         return [_canonical(item, depth - 1) for item in value]
     if isinstance(value, int | str | bytes):
         return value

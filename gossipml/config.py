@@ -23,7 +23,9 @@ from gossipml.ids import Address, parse_address
 LISTEN = Address("0.0.0.0", 8711)
 API = Address("127.0.0.1", 8710)
 DEVICES = ("auto", "cpu", "cuda")
+LOG_FORMATS = ("text", "json")
 MAX_NAME = 64
+MAX_WORKERS = 64  # a share of a batch of less than some samples gains nothing
 MAX_NICE = 19  # of POSIX
 MAX_REPLICAS = 64  # as many as a key of the DHT lists
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -45,7 +47,9 @@ class PeerConfig:
     """For predictions and status."""
     device: str = "auto"
     threads: int = 1
-    """Torch threads of the worker: one leaves the machine usable and was as fast for small models (measured)."""
+    """Cores that training may use: one leaves the machine usable."""
+    workers: int = 0
+    """Threads that share the samples of each batch; 0: as the worker finds out to be fastest (see `kernels_split`)."""
     target_accuracy: float | None = None
     max_rounds: int | None = None
     seed: int = 0
@@ -90,6 +94,8 @@ class PeerConfig:
     """When to train, for example `mon-fri 18:00-07:00`, in local time; empty: always. See gossipml.daemon.schedule."""
     nice: int = 10
     """Of the training process: others come first, and predictions keep their latency."""
+    log_format: str = "text"
+    """Of HOME/log/peer.log and of standard error: text or json."""
     audit: bool = True
     """Record every prediction in HOME/audit.sqlite."""
     audit_inputs: bool = False
@@ -105,6 +111,8 @@ class PeerConfig:
             raise UserError(f"device {self.device!r} is unknown; choose one of {', '.join(DEVICES)}")
         if not 1 <= self.threads <= 1024:
             raise UserError(f"threads {self.threads} is not between 1 and 1024")
+        if not 0 <= self.workers <= MAX_WORKERS:
+            raise UserError(f"workers {self.workers} is not between 1 and {MAX_WORKERS}; auto finds the best number")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
             raise UserError(f"target accuracy {self.target_accuracy:g} is not above 0 and at most 1; 0.95 means 95 %")
         if self.max_rounds is not None and self.max_rounds < 1:
@@ -121,6 +129,8 @@ class PeerConfig:
             raise UserError(f"pause on load {self.pause_on_load:g} is not from 0 to 100 % of the CPU; 0 means never")
         if not 0 <= self.nice <= MAX_NICE:
             raise UserError(f"nice {self.nice} is not between 0 and {MAX_NICE}; more is nicer to others")
+        if self.log_format not in LOG_FORMATS:
+            raise UserError(f"log format {self.log_format!r} is unknown; choose one of {', '.join(LOG_FORMATS)}")
         if self.audit_days <= 0:
             raise UserError(f"audit days {self.audit_days:g} is not above 0; --no-audit records nothing")
         if len(self.name) > MAX_NAME or not self.name.isprintable():
@@ -213,7 +223,9 @@ def _convert(name: str, value: object) -> object:
             return value if isinstance(value, Address) else parse_address(str(value), what=f"{name} address")
         case "part":
             return value if isinstance(value, tuple) else parse_part(str(value))
-        case "threads" | "seed" | "max_rounds" | "replicas" | "keep" | "nice" | "batch":
+        case "workers" if value == "auto":
+            return 0
+        case "workers" | "threads" | "seed" | "max_rounds" | "replicas" | "keep" | "nice" | "batch":
             return _number(name, value, int)
         case "pause_on_load" if isinstance(value, str):
             return _number(name, value.strip().removesuffix("%").rstrip(), float)

@@ -15,6 +15,7 @@ import torch
 from gossipml.errors import UserError
 from gossipml.models import predict, published
 from gossipml.models.flat import FlatModule, build_flat
+from gossipml.models.kernels_split import Split
 from gossipml.models.spec import Array, Spec
 from gossipml.models.trainer import Layout
 
@@ -72,6 +73,11 @@ class ServedModel:
         self._loaded = False
 
     layout: Layout
+
+    def use_cores(self, threads: int, workers: int = 0) -> Split:
+        """Predictions use all threads in each operation."""
+        torch.set_num_threads(threads)
+        return Split(1, threads)
 
     @property
     def batch(self) -> int:

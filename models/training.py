@@ -31,7 +31,7 @@ from gossipml.models.compression import Form, packed_size, parse_form, unpack_in
 from gossipml.models.dataset import LocalData, Targets
 from gossipml.models.feedback import Outgoing
 from gossipml.models.flat import build_flat
-from gossipml.models.kernels import ModuleKernel, kernel_for
+from gossipml.models.kernels_split import Split, choose_split, make_kernel
 from gossipml.models.merger import Merger
 from gossipml.models.optimise import OuterStep, make_optimiser
 from gossipml.models.predict import Forward
@@ -69,7 +69,7 @@ class LocalTrainer:
         self._x = self._flat.vector
         self._average = self._x.clone()
         self._answering = Answering(spec, self._flat, self._device)
-        self._kernel = kernel_for(spec, self._flat.module) or ModuleKernel(spec, self._flat)
+        self._kernel = make_kernel(spec, self._flat, Split(1, torch.get_num_threads()))
         self._optimiser = make_optimiser(self._flat, spec, tuning)
         self._outer = OuterStep(tuning.outer, self._x[: self._flat.parameter_count]) if tuning.outer else None
         self._train = Samples(spec, data.train, self._device)
@@ -90,6 +90,20 @@ class LocalTrainer:
         self._flat.module.train()
 
     layout: Layout
+
+    def use_cores(self, threads: int, workers: int = 0) -> Split:
+        """Trains with so many threads from now on, and says how; 0 workers: as is fastest here, which takes a second
+        to find out where there is a choice. UserError when the model cannot be trained by more than one worker."""
+        if workers:
+            split = Split(workers, max(1, threads // workers))
+        elif self.on_cpu:
+            inputs, targets = self._train.between(0, self._order.batch)
+            split = choose_split(self.spec, self._flat, inputs, targets, threads)
+        else:
+            split = Split(1, threads)
+        torch.set_num_threads(split.threads)
+        self._kernel = make_kernel(self.spec, self._flat, split)
+        return split
 
     # Training
 

@@ -220,6 +220,7 @@ class _Worker:
         rule, part = parse_rule(codec.get_str(fields, "split")), parse_part(codec.get_str(fields, "part"))
         seed = codec.get_int(fields, "seed")
         threads = codec.get_int(fields, "threads", low=1, high=MAX_THREADS)
+        workers = codec.get_int(fields, "workers", high=threads)
         spec = load_spec(codec.get_str(fields, "model", limit=4096))
         source, local = "", None
         if self._trains or adapts(spec):  # who only serves needs the shape, where that comes from the data
@@ -229,8 +230,9 @@ class _Worker:
         device = codec.get_str(fields, "device")
         local = local if self._trains else None
         tuning = _read_tuning(codec.as_map(fields["tuning"]))
-        self._model, where = _make_model(spec, local, network, seed * 1_000_003 + part.index, threads, device, tuning)
+        self._model, where = _make_model(spec, local, network, seed * 1_000_003 + part.index, device, tuning)
         self._hosting = _make_hosting(network, threads, device)
+        used = self._model.use_cores(threads, workers)
         layout = self._model.layout
         return {
             "layout": {
@@ -244,7 +246,8 @@ class _Worker:
             "source": source,
             **_describe_spec(spec),
             "device": where,
-            "threads": threads,
+            "workers": used.workers,
+            "threads": used.threads,
         }
 
     def _serve(self, fields: Fields) -> Reply:
@@ -399,7 +402,6 @@ def _make_model(
     local: LocalData | None,
     network: bytes,
     seed: int,
-    threads: int,
     device: str,
     tuning: Tuning,
 ) -> tuple[LocalTrainer | ServedModel, str]:
@@ -409,7 +411,6 @@ def _make_model(
     from gossipml.models.serving import ServedModel
     from gossipml.models.training import LocalTrainer
 
-    torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # as momentum fades, half of all steps would work on denormals: 1.27 ms, not 0.86
     where = _choose_device(device)
     if local is None:

@@ -55,6 +55,11 @@ class NeighbourInfo:
     last_seen: float | None
     """Monotonic seconds."""
     strikes: int
+    """In all."""
+    strike_reason: str
+    """Of the last one."""
+    quarantined_until: float | None
+    """Monotonic seconds."""
 
 
 def describe(
@@ -86,6 +91,8 @@ def describe(
         bytes_received=traffic.received,
         last_seen=link.heard_at if link else entry.last_seen,
         strikes=record.strikes,
+        strike_reason=record.reason,
+        quarantined_until=record.quarantined_until,
     )
 
 

@@ -14,16 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from gossipml.config import PeerConfig
-from gossipml.daemon.exchange_rules import gossip_config
+from gossipml.daemon.exchange_rules import gossip_config, tuning
 from gossipml.daemon.learner import model_facts
+from gossipml.errors import UserError
 from gossipml.ids import Address, Contact, PeerId
 from gossipml.models.data import Dataset, prepare, take_part
-from gossipml.models.merge_rules import parse_merge
 from gossipml.models.partition import Part, parse_rule
 from gossipml.models.spec import Spec
 from gossipml.models.trainer import MergeReport
 from gossipml.models.training import LocalTrainer
-from gossipml.models.tuning import Tuning
+from gossipml.models.tuning import parse_local_steps
 from gossipml.peer.gossip import (
     Action,
     Asked,
@@ -59,10 +59,8 @@ class Setting:
     spec: Spec
     data: Dataset
     peers: int
-    steps: int
-    """Optimiser steps of a round."""
-    options: PeerConfig = field(default_factory=PeerConfig)
-    """As `gossipml peer start` has them; of these split, protocol, merge, compression and seed count."""
+    options: PeerConfig
+    """As `gossipml peer start` has them; what is about data, training and exchange counts."""
 
 
 @dataclass
@@ -98,7 +96,10 @@ class Network:
     def __init__(self, setting: Setting, lies: Sequence[Lie | None] = ()) -> None:
         """`lies`: what the first peers send; None, and all others, are honest."""
         spec, data = prepare(setting.spec, setting.data)
-        self.setting = setting
+        steps = parse_local_steps(setting.options.local_steps)
+        if steps is None:
+            raise UserError("rounds that fit this machine's speed are no two times alike; say how many local steps")
+        self.setting, self.steps = setting, steps
         self._rng = random.Random(setting.options.seed)
         self._ids = [PeerId(_hash(f"peer {number}")) for number in range(setting.peers)]
         self._numbers = {peer: number for number, peer in enumerate(self._ids)}
@@ -113,7 +114,7 @@ class Network:
                 local,
                 network_id=_hash(f"network {seed}"),
                 seed=seed * 1_000_003 + part.index,  # as the worker does
-                tuning=Tuning(merge=parse_merge(setting.options.merge)),
+                tuning=tuning(setting.options),
             )
             lie = lies[number] if number < len(lies) else None
             self.peers.append(Peer(trainer, self._gossip(number, trainer), lie))
@@ -125,12 +126,12 @@ class Network:
         self.rounds += 1
         for peer in self.peers:
             peer.trainer.begin_round()
-            for _ in range(self.setting.steps):
+            for _ in range(self.steps):
                 peer.trainer.step()
             peer.trainer.end_round()
         for number in self._rng.sample(range(len(self.peers)), len(self.peers)):
             peer = self.peers[number]
-            samples = self.setting.steps * peer.trainer.batch
+            samples = self.steps * peer.trainer.batch
             self._perform(number, peer.gossip.handle(RoundFinished(samples, self.rounds), self._now))
         self._deliver()
 

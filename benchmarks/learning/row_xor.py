@@ -38,8 +38,8 @@ def one_network(cell: tuple[str, int, int]) -> list[Record]:
     from gossipml.models.registry import load_spec
 
     merge, peers, seed = cell
-    options = PeerConfig(merge="clipping" if peers == 1 else merge, seed=seed)
-    network = Network(Setting(load_spec("xor"), load_source("xor"), peers, STEPS, options))
+    options = PeerConfig(merge="clipping" if peers == 1 else merge, seed=seed, local_steps=str(STEPS))
+    network = Network(Setting(load_spec("xor"), load_source("xor"), peers, options))
     variant = "alone" if peers == 1 else f"{merge}, {peers} peers"
     records: list[Record] = []
     for number in range(1, ROUNDS + 1):

@@ -322,7 +322,7 @@ class Endpoint:
 
     async def _infer(self, request: Request) -> Response:
         size = _json_size(request)
-        _media_type(request, ("application/json", BINARY) if size is None else ("application/json", BINARY, ""))
+        _media_type(request, ("application/json", BINARY, ""))  # tritonclient names no type
         with self._slot(request):
             body = await request.body()
             answer = await self._answer(request, "infer", body, size, _version_of(request))

@@ -45,15 +45,25 @@ def change(home: Home, method: str, path: str, body: object = None) -> Any:  # A
 
 
 def fetch_json(
-    api: str, method: str, path: str, body: object = None, *, token: str = "", seconds: float = ANSWER_SECONDS
+    api: str,
+    method: str,
+    path: str,
+    body: object = None,
+    *,
+    media: str = "application/json",
+    token: str = "",
+    seconds: float = ANSWER_SECONDS,
 ) -> Any:  # Any: JSON
-    """The decoded answer of an HTTP endpoint; UserError for no answer or an error status."""
+    """The decoded answer of an HTTP endpoint; UserError for no answer or an error status.
+
+    A body of bytes is sent as it is, as the media type says; any other as JSON.
+    """
     import http.client
 
     connection = http.client.HTTPConnection(api, timeout=seconds)
     try:
-        payload = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"} if payload is not None else {}
+        payload = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": media} if payload is not None else {}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         connection.request(method, path, payload, headers)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import datetime
+import math
 import os
 import sys
 from pathlib import Path
@@ -11,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gossipml.cli import doctor, peer_control
-from gossipml.cli.common import ask, duration, megabytes, print_json
+from gossipml.cli.common import ask, duration, is_terminal, megabytes, print_json
 from gossipml.errors import UserError
 
 if TYPE_CHECKING:
-    from gossipml.daemon.home import Home
+    from gossipml.daemon.home import Home, RunInfo
     from gossipml.token import JoinToken
 
 app = typer.Typer(help="Run a peer, and ask about it.", no_args_is_help=True)
@@ -26,6 +29,7 @@ app.command("resume", epilog="Example: gossipml peer resume")(peer_control.resum
 app.command("open", epilog='Example: xdg-open "$(gossipml peer open)"')(peer_control.open_page)
 
 Json = Annotated[bool, typer.Option("--json", help="Print data for a program.")]
+WATCH_SECONDS = 1.0  # between two looks
 STOP_SECONDS = 30  # the last save of a large model
 
 
@@ -45,7 +49,10 @@ def start(
     listen: Annotated[str | None, typer.Option(help="IP:PORT for other peers, TCP and UDP [0.0.0.0:8711].")] = None,
     api: Annotated[str | None, typer.Option(help="IP:PORT for predictions and status [127.0.0.1:8710].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Torch threads for training [1].")] = None,
+    threads: Annotated[int | None, typer.Option(help="Cores that training may use [1].")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Threads that share each batch: a number, or auto, measured at start [auto].")
+    ] = None,
     target_accuracy: Annotated[float | None, typer.Option(help="Stop training at this accuracy, 0 to 1.")] = None,
     max_rounds: Annotated[int | None, typer.Option(help="Stop training after so many rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides how the data is cut into parts [0].")] = None,
@@ -91,6 +98,7 @@ def start(
         str | None, typer.Option(help="When to train: 22:00-06:00, or mon-fri 18:00-07:00, sat-sun 00:00-24:00.")
     ] = None,
     nice: Annotated[int | None, typer.Option(help="How nice training is to other programs, 0 to 19 [10].")] = None,
+    log_format: Annotated[str | None, typer.Option(help="Log as text or as json, a line each [text].")] = None,
     audit: Annotated[
         bool | None, typer.Option("--audit/--no-audit", help="Record every prediction, see `gossipml audit` [yes].")
     ] = None,
@@ -118,6 +126,7 @@ def start(
         "api": api,
         "device": device,
         "threads": threads,
+        "workers": workers,
         "target_accuracy": target_accuracy,
         "max_rounds": max_rounds,
         "seed": seed,
@@ -143,6 +152,7 @@ def start(
         "pause_on_load": pause_on_load,
         "schedule": schedule,
         "nice": nice,
+        "log_format": log_format,
         "audit": audit,
         "audit_inputs": audit_inputs,
         "audit_days": audit_days,
@@ -167,43 +177,42 @@ def _offered_token(join: str | None) -> JoinToken | None:
         ) from None
 
 
-@app.command("status", epilog="Example: gossipml peer status --json")
-def status(context: typer.Context, as_json: Json = False) -> None:
+@app.command("status", epilog="Example: gossipml peer status --watch")
+def status(
+    context: typer.Context,
+    watch: Annotated[bool, typer.Option("-w", "--watch", help="Go on, second by second, until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
     """Say how the peer of this home fares."""
-    answer = ask(context.obj.home.require_run_info(), "/v1/status")
-    if as_json:
-        print_json(answer)
-        return
-    rows = [
-        ("peer", f"{answer['name']} ({answer['peer'][:8]}), up {duration(answer['uptime'])}"),
-        ("state", _state(answer["state"], answer["sentence"])),
-        ("network", f"{answer['network'][:8]}, {answer['neighbours']} neighbours, {answer['members']} members known"),
-    ]
-    if answer["trains"]:
-        rows += [
-            ("model", f"{answer['model']} on {answer['data']} ({answer['split']}, part {answer['part']})"),
-            (
-                "training",
-                f"round {answer['round']}, age {answer['age']:,.0f} samples, loss {_number(answer['loss'], '.4f')}",
-            ),
-            (
-                "accuracy",
-                f"{_percent(answer['accuracy'])} on the test data, serving the {answer['served'] or '-'} model",
-            ),
-        ]
+    from gossipml.cli.status_view import print_status
+
+    info = context.obj.home.require_run_info()
+    if watch:
+        _watch(info, as_json)
+    elif as_json:
+        print_json(ask(info, "/v1/status"))
     else:
-        rows.append(("model", f"{answer['model']}, served without training"))
-    lan = answer["lan"]
-    rows += [
-        ("gossip", f"{megabytes(answer['bytes_sent'])} sent, {megabytes(answer['bytes_received'])} received"),
-        ("store", f"{answer['versions']} versions, {megabytes(answer['stored'])}"),
-        ("lan", "off (--no-lan)" if lan is None else lan["problem"] or f"{lan['peers']} peers heard"),
-        ("listen", ", ".join(answer["addresses"])),
-        ("api", f"http://{answer['api']}"),
-    ]
-    rows += [("problem", problem) for problem in answer["problems"]]
-    for label, text in rows:
-        print(f"{label:<9} {text}")
+        print_status(ask(info, "/v1/status"))
+
+
+def _watch(info: RunInfo, as_json: bool) -> None:
+    """Show the peer until Ctrl-C, or until it does not answer any more."""
+    import json
+
+    from gossipml.cli.status_view import LinesWatch, LiveWatch
+    from gossipml.cli.waiting import wait_for
+
+    view = LiveWatch() if is_terminal() and not as_json else LinesWatch()
+
+    def look() -> None:
+        status, peers = ask(info, "/v1/status"), ask(info, "/v1/peers")["peers"]
+        if as_json:
+            print(json.dumps({**status, "peers": peers}), flush=True)
+        else:
+            view.show(status, peers)
+
+    with view, contextlib.suppress(KeyboardInterrupt):
+        wait_for(look, lambda _: False, WATCH_SECONDS, math.inf)
 
 
 @app.command("list", epilog="Example: gossipml peer list")
@@ -225,6 +234,7 @@ def list_peers(context: typer.Context, as_json: Json = False) -> None:
         table.add_column(column, no_wrap=True)
     for column in ("age", "sent", "received", "seen", "strikes"):
         table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("problem")
     for peer in peers:
         seen = peer["last_seen"]
         table.add_row(
@@ -237,7 +247,8 @@ def list_peers(context: typer.Context, as_json: Json = False) -> None:
             megabytes(peer["bytes_sent"]),
             megabytes(peer["bytes_received"]),
             "-" if seen is None else f"{duration(seen)} ago",
-            str(peer["strikes"]) + (f" {peer['problem']}" if peer["problem"] else ""),
+            str(peer["strikes"]),
+            _trouble(peer),
         )
     console = Console()
     Console(width=None if console.is_terminal else 200).print(table)
@@ -286,13 +297,9 @@ def logs(
         raise UserError(f"there is no log yet at {file}; start the peer with `gossipml peer start`") from None
 
 
-def _state(state: str, sentence: str) -> str:
-    return sentence if sentence.startswith(state) else f"{state}: {sentence}"
-
-
-def _number(value: Any, form: str) -> str:  # Any: a JSON number or null
-    return "-" if value is None else format(value, form)
-
-
-def _percent(value: Any) -> str:  # Any: a JSON number or null
-    return "-" if value is None else f"{100 * value:.1f} %"
+def _trouble(peer: Any) -> str:  # Any: JSON
+    """Why a peer is refused, lost or in quarantine, and until when; or what it had its last strike for."""
+    if peer["quarantined_until"] is not None:
+        until = datetime.datetime.fromtimestamp(peer["quarantined_until"])
+        return f"until {until:%Y-%m-%d %H:%M:%S}: {peer['strike_reason']}"
+    return peer["problem"] or (f"last strike: {peer['strike_reason']}" if peer["strike_reason"] else "")

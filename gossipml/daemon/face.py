@@ -96,6 +96,9 @@ class Face:
             "model": layout,
             "version": self._version(),
             "data": self.serving.info.source if self.serving.info else config.data,
+            "device": self.serving.info.device if self.serving.info else None,
+            "workers": self.serving.info.workers if self.serving.info else None,
+            "threads": self.serving.info.threads if self.serving.info else None,
             "split": config.split,
             "part": f"{config.part[0]}/{config.part[1]}",
             "round": progress.round,
@@ -123,7 +126,12 @@ class Face:
     def _problems(self) -> list[JSON]:
         """What a person should know: parts that keep crashing, and, while alone, who turned us away."""
         problems: list[JSON] = [*self.node.supervisor.problems()]
-        mesh = self.node.mesh
+        mesh, gossip = self.node.mesh, self.node.gossip
+        if 0 < len(mesh.links()) < gossip.config.stack:
+            problems.append(
+                f"the merge {self.config.merge} compares the models of {gossip.config.stack} neighbours at least, and "
+                f"{len(mesh.links())} are connected: nothing is merged until there are more"
+            )
         if not mesh.links():
             problems += [f"no session with {address}: {why}" for address, why in mesh.strangers.items()]
             refused = [info for info in mesh.neighbours() if info.state == "refused"]
@@ -147,6 +155,12 @@ class Face:
                 "bytes_received": info.bytes_received,
                 "last_seen": None if info.last_seen is None else now - info.last_seen,
                 "strikes": info.strikes,
+                "strike_reason": info.strike_reason,
+                "quarantined_until": (
+                    None
+                    if info.quarantined_until is None
+                    else self.node.env.clock.wall() + info.quarantined_until - now  # seconds since 1970
+                ),
                 "problem": info.reason,
                 "learning": news.state if news else None,
                 "round": news.round if news else None,

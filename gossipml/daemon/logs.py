@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import sys
+from datetime import UTC, datetime
+from json import dumps
 from pathlib import Path
 
 FILE_BYTES = 4 << 20  # a month of an ordinary peer
@@ -16,13 +18,13 @@ FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 SHORT_FORMAT = "%(asctime)s %(message)s"
 
 
-def start_logging(file: Path, *, verbose: bool) -> None:
-    """Send the log of this process to `file` and, in short, to standard error."""
+def start_logging(file: Path, *, verbose: bool, json: bool = False) -> None:
+    """Send the log of this process to `file` and, in short, to standard error; both as JSON lines when wanted."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lasting = _Quiet(file, maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8")
-    lasting.setFormatter(logging.Formatter(FORMAT))
+    lasting.setFormatter(JsonLines() if json else logging.Formatter(FORMAT))
     console = logging.StreamHandler(sys.stderr)
-    console.setFormatter(_Short(SHORT_FORMAT, "%H:%M:%S"))
+    console.setFormatter(JsonLines() if json else _Short(SHORT_FORMAT, "%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [lasting, console]
     root.setLevel(logging.WARNING)
@@ -35,6 +37,21 @@ class _Quiet(logging.handlers.RotatingFileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (ISO 8601, UTC), level, logger, message, and traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return dumps(line, ensure_ascii=False)
 
 
 class _Short(logging.Formatter):

@@ -82,7 +82,7 @@ def run_peer(
             files.write_atomic(home.config_file, write_config(config).encode())
         gc.collect()
         gc.freeze()  # the modules stay for ever: looking through them at each collection holds the loop for 20 ms
-        start_logging(home.log_file, verbose=verbose)
+        start_logging(home.log_file, verbose=verbose, json=config.log_format == "json")
         _allow_descriptors()
         api = replace(api, api_token=home.make_api_token(env.secrets), secrets=env.secrets)
         trio.run(_run, home, env, credentials, token, config, learner, api, new)

@@ -7,6 +7,7 @@ the way there.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +27,9 @@ from gossipml.models.trainer import Evaluation, Export, Layout, MergeReport, Rou
 from gossipml.models.worker_wire import MAX_BODY
 
 FOR_EVER = 1e18  # monotonic seconds
+
+
+log = logging.getLogger("gossipml.worker")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class WorkerInfo:
     batch: int
     described: Described
     device: str
+    workers: int
     threads: int
 
 
@@ -218,7 +223,8 @@ class WorkerTrainer(Predictor):
             "part": f"{config.part[0]}/{config.part[1]}",
             "seed": config.seed,
             "network": network_id,
-            "threads": config.threads,
+            "threads": max(config.threads, config.workers),
+            "workers": config.workers,
             "device": config.device,
             "nice": config.nice,
             "tuning": _tuning(config),
@@ -226,7 +232,9 @@ class WorkerTrainer(Predictor):
             "outbox": self.channel.outbox,
         }
         ok, _ = await self.channel.ask("configure", asked)
-        self.info = _read_info(ok)
+        self.info = info = _read_info(ok)
+        if info.workers > 1 or config.threads > 1:
+            log.info("training of %s uses %d workers with %d threads each", config.model, info.workers, info.threads)
 
 
 def _tuning(config: PeerConfig) -> dict[str, object]:
@@ -268,6 +276,7 @@ def _read_info(ok: Fields) -> WorkerInfo:
         batch=codec.get_int(ok, "batch", low=1),
         described=_read_described(ok),
         device=codec.get_str(ok, "device"),
+        workers=codec.get_int(ok, "workers"),
         threads=codec.get_int(ok, "threads"),
     )
 

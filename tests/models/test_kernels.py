@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from gossipml.errors import UserError
 from gossipml.models.builtin import BUILTIN
 from gossipml.models.flat import FlatModule
 from gossipml.models.kernels import kernel_for
 from gossipml.models.kernels_dense import DenseKernel
+from gossipml.models.kernels_split import Split, choose_split, make_kernel
 from gossipml.models.registry import load_spec
 from gossipml.models.spec import Adaptive, Classifier, Facts, Spec, adapts, sample_shape
 
@@ -188,3 +190,53 @@ def test_a_loss_of_the_users_is_not_taken_for_the_inherited_one() -> None:
     assert hasattr(Deep().loss, "standard_loss")
     assert not hasattr(OwnLoss().loss, "standard_loss")
     assert isinstance(kernel_for(OwnLoss(), OwnLoss().build()), DenseKernel)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_that_share_a_batch_give_the_gradient_of_all_of_it(workers: int) -> None:
+    spec = specification("deep")
+    flat = flat_of(spec)
+    start = torch.randn(1, flat.parameter_count)
+    vectors = flat.vector.unsqueeze(0)
+    losses, gradients = by_hand(spec, flat, vectors, start, 0.9)
+    inputs, targets = batch_of(spec, 1)  # 6 samples: 4 workers have unequal shares
+    shared = make_kernel(spec, flat, Split(workers, 1))
+    for _ in range(2):
+        own = start.clone()
+        torch.testing.assert_close(shared.accumulate(vectors, inputs, targets, own, 0.9), losses)
+        torch.testing.assert_close(own, gradients)
+
+
+def test_there_are_never_more_workers_than_samples() -> None:
+    spec = specification("deep")
+    flat = flat_of(spec)
+    inputs, targets = batch_of(spec, 1)
+    found = torch.zeros(1, flat.parameter_count)
+    expected = found.clone()
+    vectors = flat.vector.unsqueeze(0)
+    make_kernel(spec, flat, Split(5, 1)).accumulate(vectors, inputs[:, :2], targets[:, :2], found)
+    make_kernel(spec, flat, Split(1, 1)).accumulate(vectors, inputs[:, :2], targets[:, :2], expected)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["mnist-dense", "cifar-cnn"])
+def test_a_model_that_workers_cannot_share_is_refused_with_what_to_do(name: str) -> None:
+    spec = load_spec(name)
+    with pytest.raises(UserError, match="use --workers 1"):
+        make_kernel(spec, flat_of(spec), Split(2, 1))
+
+
+def test_finding_the_best_number_of_workers_changes_nothing() -> None:
+    spec = specification("digits-mlp")
+    flat = flat_of(spec)
+    inputs, targets = batch_of(spec, 1)
+    vector, gradient, generator = flat.vector.clone(), flat.gradient.clone(), torch.get_rng_state()
+    threads = torch.get_num_threads()
+    try:
+        split = choose_split(spec, flat, inputs[0], targets[0], 2)
+    finally:
+        torch.set_num_threads(threads)
+    assert split in (Split(1, 1), Split(1, 2), Split(2, 1))
+    assert torch.equal(flat.vector, vector)
+    assert torch.equal(flat.gradient, gradient)
+    assert torch.equal(torch.get_rng_state(), generator)

@@ -797,6 +797,7 @@ def test_a_bad_model_among_several_costs_its_sender_a_strike_and_nobody_else() -
         await eve.round()
         await trio.sleep(1)
         assert (info(ann, eve).strikes, info(ann, bob).strikes) == (1, 0)
+        assert (info(ann, eve).strike_reason, info(ann, eve).quarantined_until) == ("not finite", None)
         assert np.isfinite(ann.learner.values).all() and ann.learner.values[0] > 1
 
     play(scenario)

@@ -4,7 +4,7 @@ import { h, s, say } from "./dom.js";
 import { number, percent, span, t } from "./words.js";
 
 const MAX_POINTS = 600;
-const HEIGHT = 170;
+const LEAST_HEIGHT = 120;
 const LEFT = 44;
 const BOTTOM = 22;
 const MAX_OTHERS = 30;
@@ -13,8 +13,8 @@ export class Charts {
   constructor(place) {
     this.lines = new Map(); // peer -> [{uptime, accuracy, loss}]
     this.charts = [
-      new Chart("accuracy", (value) => percent(value), (value) => percent(value, 0), () => [0, 1]),
-      new Chart("loss", (value) => number(value, 4), (value) => number(value, 2), (values) => [0, Math.max(...values) || 1]),
+      new Chart("accuracy", "accuracy", (value) => percent(value), (value) => percent(value, 0), () => [0, 1], (value) => value),
+      new Chart("loss", "lossLog", (value) => number(value, 4), (value) => number(value, value < 0.095 ? 3 : 1), decades, Math.log),
     ];
     place.append(...this.charts.map((chart) => chart.figure));
     new ResizeObserver(() => this.own && this.draw(this.own)).observe(place);
@@ -49,8 +49,9 @@ export class Charts {
 }
 
 class Chart {
-  constructor(key, exact, rough, range) {
-    Object.assign(this, { key, exact, rough, range });
+  /** `key`: of the points; `exact` and `rough`: how a value is written; `range`: least and most of the axis; `scale`: of it. */
+  constructor(key, title, exact, rough, range, scale) {
+    Object.assign(this, { key, title, exact, rough, range, scale });
     this.svg = s("svg", { role: "img", class: `chart ${key}` });
     this.caption = h("figcaption");
     this.figure = h("figure", {}, this.caption, this.svg);
@@ -58,12 +59,13 @@ class Chart {
 
   draw(points, others) {
     const own = points.filter((point) => typeof point[this.key] === "number");
-    say(this.caption, t(this.key));
-    const width = Math.max(240, this.figure.clientWidth);
-    this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+    say(this.caption, t(this.title));
+    const width = Math.max(240, this.svg.clientWidth);
+    const height = Math.max(LEAST_HEIGHT, this.svg.clientHeight);
+    this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     if (!own.length) {
       this.svg.setAttribute("aria-label", t("noPoints"));
-      this.svg.replaceChildren(s("text", { x: width / 2, y: HEIGHT / 2, "text-anchor": "middle", class: "tick" }, t("noPoints")));
+      this.svg.replaceChildren(s("text", { x: width / 2, y: height / 2, "text-anchor": "middle", class: "tick" }, t("noPoints")));
       return;
     }
     const rest = others.map((line) => line.filter((point) => typeof point[this.key] === "number")).filter((line) => line.length > 1);
@@ -72,17 +74,18 @@ class Chart {
     const last = Math.max(own.at(-1).uptime, first + 1);
     const [low, high] = this.range([...values, ...rest.flat().map((point) => point[this.key])]);
     const x = (point) => LEFT + ((Math.max(point.uptime, first) - first) / (last - first)) * (width - LEFT - 10);
-    const y = (value) => 8 + (1 - (value - low) / (high - low)) * (HEIGHT - BOTTOM - 8);
+    const share = (value) => (this.scale(Math.max(value, low)) - this.scale(low)) / (this.scale(high) - this.scale(low));
+    const y = (value) => 8 + (1 - share(value)) * (height - BOTTOM - 8);
     const path = (line) => line.map((point, index) => `${index ? "L" : "M"}${x(point).toFixed(1)} ${y(point[this.key]).toFixed(1)}`).join("");
-    const ticks = [low, (low + high) / 2, high].flatMap((value) => [
+    const ticks = [low, this.scale === Math.log ? Math.sqrt(low * high) : (low + high) / 2, high].flatMap((value) => [
       s("line", { x1: LEFT, x2: width - 10, y1: y(value), y2: y(value), class: "grid" }),
       s("text", { x: LEFT - 8, y: y(value), dy: "0.32em", "text-anchor": "end", class: "tick" }, this.rough(value)),
     ]);
     const end = own.at(-1);
     this.svg.replaceChildren(
       ...ticks,
-      s("text", { x: LEFT, y: HEIGHT - 4, class: "tick" }, t("ago", { t: span(last - first) })),
-      s("text", { x: width - 10, y: HEIGHT - 4, "text-anchor": "end", class: "tick" }, t("now")),
+      s("text", { x: LEFT, y: height - 4, class: "tick" }, t("ago", { t: span(last - first) })),
+      s("text", { x: width - 10, y: height - 4, "text-anchor": "end", class: "tick" }, t("now")),
       ...rest.map((line) => s("path", { d: path(line), class: "others" })),
       s("path", { d: `${path(own)}L${x(end)} ${y(low)}L${x(own[0])} ${y(low)}Z`, class: "area" }),
       s("path", { d: path(own), class: "line" }),
@@ -92,4 +95,11 @@ class Chart {
     const texts = { what: t(this.key), now: this.exact(end[this.key]), best: this.exact(best), span: span(last - first) };
     this.svg.setAttribute("aria-label", t("chartSum", texts));
   }
+}
+
+/** Whole powers of ten around the values, at most four of them: a loss falls by factors. */
+function decades(values) {
+  const high = 10 ** Math.ceil(Math.log10(Math.max(...values, 1e-6)));
+  const least = Math.min(...values.filter((value) => value > 0), high / 10);
+  return [Math.max(10 ** Math.floor(Math.log10(least)), high / 1e4), high];
 }

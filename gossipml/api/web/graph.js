@@ -137,8 +137,13 @@ function makeNode() {
 
 function curve(a, b, own) {
   if (own) return `M${a.x} ${a.y}L${b.x} ${b.y}`;
-  const x = (a.x + b.x) / 2 + (WIDTH / 2 - (a.x + b.x) / 2) * -0.25; // bent away from the middle
-  const y = (a.y + b.y) / 2 + (HEIGHT / 2 - (a.y + b.y) / 2) * -0.25;
+  // Bent away from the middle; what would go straight through it goes round it.
+  const [mx, my] = [(a.x + b.x) / 2, (a.y + b.y) / 2];
+  const [dx, dy] = [mx - WIDTH / 2, my - (HEIGHT / 2 - 8)];
+  const near = Math.hypot(dx, dy) < 25;
+  const length = Math.hypot(b.x - a.x, b.y - a.y) || 1;
+  const x = near ? mx + (100 * (a.y - b.y)) / length : mx + dx * 0.25;
+  const y = near ? my + (100 * (b.x - a.x)) / length : my + dy * 0.25;
   return `M${a.x} ${a.y}Q${x} ${y} ${b.x} ${b.y}`;
 }
 

@@ -9,7 +9,7 @@ const WORDS = {
     alone: "No other peer yet. Let one join: gossipml token new",
     sum: "{connected} of {known} peers connected", more: "and {n} more in the table",
     you: "this peer",
-    accuracy: "Accuracy", loss: "Training loss", round: "Round", age: "Samples behind the model", sent: "Sent", received: "Received",
+    accuracy: "Accuracy", loss: "Training loss", lossLog: "Training loss, by powers of ten", round: "Round", age: "Samples behind the model", sent: "Sent", received: "Received",
     neighbours: "Neighbours", uptime: "Running for", model: "Model", state: "State", name: "Name", seen: "Last heard",
     address: "Address", problem: "Remark", now: "now", ago: "{t} ago", data: "Data",
     states: {
@@ -41,7 +41,7 @@ const WORDS = {
     alone: "Nenhum outro par ainda. Convide um: gossipml token new",
     sum: "{connected} de {known} pares conectados", more: "e mais {n} na tabela",
     you: "este par",
-    accuracy: "Acurácia", loss: "Perda no treino", round: "Rodada", age: "Amostras no modelo", sent: "Enviado", received: "Recebido",
+    accuracy: "Acurácia", loss: "Perda no treino", lossLog: "Perda no treino, por potências de dez", round: "Rodada", age: "Amostras no modelo", sent: "Enviado", received: "Recebido",
     neighbours: "Vizinhos", uptime: "Em execução há", model: "Modelo", state: "Estado", name: "Nome", seen: "Último sinal",
     address: "Endereço", problem: "Observação", now: "agora", ago: "há {t}", data: "Dados",
     states: {
