@@ -30,24 +30,30 @@ def main() -> None:
     parser.add_argument("--model", default="mnist-wide-mse")
     parser.add_argument("--seconds", type=float, default=20.0)
     arguments = parser.parse_args()
+    speeds = measure(arguments.model, arguments.seconds)
+    one = statistics.median(speeds[Split(1, 1)])
+    print(f"{arguments.model}, median of {len(speeds[Split(1, 1)])} turns each")
+    for split, found in speeds.items():
+        middle = statistics.median(found)
+        print(f"{split!s:22} {middle:8.0f} samples/s (best {max(found):.0f})   {middle / one:.2f} times one worker")
+
+
+def measure(model: str, seconds: float) -> dict[Split, list[float]]:
+    """Samples a second of each turn; one worker comes first."""
     torch.set_flush_denormal(True)
-    spec, data = prepare(load_spec(arguments.model), load_source(f"mnist:{data_folder() / 'mnist'}"))
+    spec, data = prepare(load_spec(model), load_source(f"mnist:{data_folder() / 'mnist'}"))
     part = take_part(data, Rule("iid"), Part(1, 1), 0)
     trainers: dict[Split, LocalTrainer] = {}
     for cores, workers in WAYS:
         trainer = LocalTrainer(spec, part, network_id=b"", seed=0)
         trainers[trainer.use_cores(cores, workers)] = trainer
     speeds: dict[Split, list[float]] = {split: [] for split in trainers}
-    until = time.perf_counter() + arguments.seconds
+    until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         for split, trainer in trainers.items():
             torch.set_num_threads(split.threads)
             speeds[split].append(turn(trainer))
-    one = statistics.median(speeds[Split(1, 1)])
-    print(f"{arguments.model}, batch {spec.batch}, median of {len(speeds[Split(1, 1)])} turns each")
-    for split, found in speeds.items():
-        middle = statistics.median(found)
-        print(f"{split!s:22} {middle:8.0f} samples/s (best {max(found):.0f})   {middle / one:.2f} times one worker")
+    return speeds
 
 
 def turn(trainer: LocalTrainer) -> float:

@@ -19,6 +19,7 @@ FORMS = (FULL, "int8", "int4", "int8-top25", "int8-top10", "int8-of4")
 
 
 def measure(settings: Settings) -> Outcome:
+    mnist()
     seeds, rounds = (1, LOOK) if settings.quick else (SEEDS, ROUNDS)
     cells = [(form, seed, rounds) for form in FORMS for seed in range(seeds)]
     runs = in_processes(one_network, cells, settings)

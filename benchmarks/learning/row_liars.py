@@ -26,6 +26,7 @@ NOISE = 3.0  # standard deviations of the parameters
 
 
 def measure(settings: Settings) -> Outcome:
+    mnist()
     rounds = 2 if settings.quick else ROUNDS
     cells = [(split, merge, lie, rounds) for split in SPLITS for merge in MERGES for lie in LIES]
     records = in_processes(one_network, cells, settings)

@@ -17,6 +17,7 @@ LEARNER: dict[str, object] = {"evaluate_seconds": 10.0}  # a look takes as long 
 
 
 def measure(settings: Settings) -> Outcome:
+    mnist()
     rounds = 20 if settings.quick else ROUNDS
     cells = [(seed, rounds) for seed in range(1 if settings.quick else SEEDS)]
     records = [record for records in in_processes(one_network, cells, settings) for record in records]
