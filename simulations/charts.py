@@ -10,6 +10,8 @@ from gossipml.simulations.result import Result, Row
 from gossipml.simulations.scenario import BASELINES
 from gossipml.simulations.summary import mean_row
 
+LOGARITHMIC = ("consensus", "variance")
+
 
 @dataclass(frozen=True)
 class Series:
@@ -66,7 +68,7 @@ def make_charts(result: Result) -> list[Chart]:
     time: Callable[[Row], float] = lambda row: row.seconds / seconds  # noqa: E731
     sent: Callable[[Row], float] = lambda row: row.bytes / factor  # noqa: E731
     around = "mean over peers; the band is one standard deviation over peers"
-    alone = "of gossip; baselines send otherwise, or nothing"
+    alone = "what sends nothing is left out"
     relative = "of the peers' models from their mean, relative to it"
     asked = [
         ("accuracy-rounds", "Accuracy over rounds", around, "round", rounds, "accuracy"),
@@ -88,7 +90,7 @@ def make_charts(result: Result) -> list[Chart]:
             series = [line for line in series if line.points[-1][0] > 0]
         if series:
             share = column.startswith("accuracy")
-            charts.append(Chart(key, title, about, x, column, share, column in ("consensus", "variance"), series))
+            charts.append(Chart(key, title, about, x, column, share, column in LOGARITHMIC, series))
     return charts
 
 
@@ -105,7 +107,8 @@ def make_spreads(result: Result) -> list[Spread]:
 def _line(result: Result, variant: str, abscissa: Callable[[Row], float], column: str) -> Series | None:
     runs = [result.of(variant, seed) for seed in result.seeds(variant)]
     rows = [mean_row(list(same)) for same in zip(*runs, strict=False)]  # one that was stopped is shorter
-    known = [row for row in rows if not math.isnan(getattr(row, column))]
+    logarithmic = column in LOGARITHMIC
+    known = [row for row in rows if not math.isnan(value := getattr(row, column)) and (value > 0 or not logarithmic)]
     if not known:
         return None
     band = []
