@@ -76,6 +76,18 @@ class FlatModule:
         finally:
             self._point_at(self.vector)
 
+    def check_parameters(self) -> None:
+        """UserError when the model's code has replaced, added or removed a parameter: what it trains is then not
+        what neighbours get."""
+        now = dict(self.module.named_parameters())
+        if [id(parameter) for parameter in now.values()] != [id(parameter) for parameter in self._parameters]:
+            known = {id(parameter) for parameter in self._parameters}
+            new = [f"{name} {list(tensor.shape)}" for name, tensor in now.items() if id(tensor) not in known]
+            raise UserError(
+                f"the model has changed its parameters while training ({', '.join(new)[:200] or 'some are gone'}); "
+                "make all of them in build(), and change values only in place"
+            )
+
     def named(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
         """Copies of the module's named tensors with the values of `vector`, in their ordinary orientation, on the CPU:
         what `load_state_dict` of the plain module takes."""

@@ -132,11 +132,12 @@ class LocalTrainer:
     def end_round(self) -> float:
         """The mean loss of the round's steps.
 
-        UserError when training diverged; the parameters are then the average again and the optimiser is new,
-        so that the next round, and what neighbours send, can mend it.
+        UserError when the model replaced its parameters, and when training diverged; the parameters are then the
+        average again and the optimiser is new, so that the next round, and what neighbours send, can mend it.
         """
         loss = float(self._loss) / max(1, self._loss_steps)
         self.drop_round()
+        self._flat.check_parameters()
         if not math.isfinite(loss) or not math.isfinite(float(self._x.sum())):
             self._x.copy_(self._average)
             self._optimiser.reset()

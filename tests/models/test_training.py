@@ -287,6 +287,29 @@ def test_divergence_goes_back_to_the_average(digits: Dataset) -> None:
     assert trainer.merge(trainer.snapshot("float32"), "float32", 0.5).applied
 
 
+def test_a_model_that_changes_the_shape_of_its_parameters_is_told_so(digits: Dataset) -> None:
+    class Growing(nn.Sequential):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            layer = self[0]
+            assert isinstance(layer, nn.Linear)
+            if self.training:
+                layer.weight = nn.Parameter(torch.zeros(10, 64))
+            outputs: torch.Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]
+            return outputs
+
+    class Grows(DigitsMlp):
+        name = "grows"
+
+        def build(self) -> nn.Module:
+            return Growing(nn.Linear(64, 10))
+
+    trainer = make(digits, spec=Grows())
+    trainer.begin_round()
+    trainer.step()
+    with pytest.raises(UserError, match=r"changed its parameters while training \(0\.weight \[10, 64\]\); make all"):
+        trainer.end_round()
+
+
 def test_while_diverged_nothing_is_merged(digits: Dataset) -> None:
     trainer = make(digits)
     update = trainer.snapshot("int8")
