@@ -38,7 +38,7 @@ def main() -> None:
                 "run", str(document), "--url", f"http://{api}", "--exclude-path", "/v1/events",
                 "--checks", CHECKS, "--max-examples", str(cases * 2 // len(asked)), "--phases", "fuzzing",
                 "--header", f"Authorization: Bearer {token.read_text().strip()}", "--seed", "1",
-                "--continue-on-failure", "--no-color",
+                "--continue-on-failure", "--no-color", "--workers", "4",
             ]  # fmt: skip
             done = subprocess.run([sys.executable, "-m", "schemathesis.cli", *command], check=False, timeout=900)
             alive = status(api)["state"]

@@ -122,3 +122,22 @@ def test_the_model_in_training_is_copied_when_it_is_asked_often(make_peer: Calla
 
 def _log(peer: Peer) -> bytes:
     return peer.output.read_bytes()
+
+
+def test_a_peer_that_does_not_train_answers_for_all_it_holds_in_one_process(
+    tmp_path: Path, make_peer: Callable[[str], Peer]
+) -> None:
+    trainer, server = make_peer("trainer"), make_peer("server")
+    trainer.start("--model", "xor", "--max-rounds", "20", "--no-lan")
+    until(lambda: trainer.status()["state"] == "averaging", 60, "xor is trained")
+    until(lambda: len(trainer.ask("/v2/models/xor")["versions"]) == 2, 60, "xor is trained and published")
+    server.start("--join", str(trainer.token_file(tmp_path)), "--model", "xor", "--no-train", "--no-lan")
+    until(lambda: server.status()["state"] == "serving", 60, "the version has come")
+    (version,) = server.ask("/v2/models/xor")["versions"]
+    status, answer = ask(server, "/predict/xor", [0, 1])
+    assert (status, answer["result"], answer["version"]) == (200, 1, version)
+    label = publish(server, tmp_path, 4)
+    status, answer = ask(server, "/predict/mnist-mlp")
+    assert (status, answer["label"], answer["version"]) == (200, "4", label)
+    assert ask(server, "/predict/xor", [1, 1])[1]["result"] == 0
+    assert b"the predicting process runs" not in _log(server), "the one process hosts both"
