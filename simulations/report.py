@@ -203,7 +203,7 @@ def _published(result: Result) -> str:
     if reference.title:
         parts.append(
             f"<p>{escape(reference.authors)}: <em>{escape(reference.title)}</em>. {escape(reference.where)} "
-            f"{reference.year}</p>"
+            f"{reference.year or ''}</p>"
         )
     if reference.differs:
         parts.append(f"<p><b>Here it differs:</b> {escape(reference.differs)}</p>")

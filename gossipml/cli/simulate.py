@@ -284,7 +284,7 @@ def _print_result(result: Result, files: list[Path]) -> None:
         console.print(figures_table(figures), markup=False)
     if reference.title:
         console.print(
-            f"published: {reference.authors}: {reference.title}. {reference.where} {reference.year}", markup=False
+            f"published: {reference.authors}: {reference.title}. {reference.where} {reference.year or ''}", markup=False
         )
     if reference.differs:
         console.print(f"here it differs: {reference.differs}", markup=False)
