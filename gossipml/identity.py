@@ -1,12 +1,16 @@
-"""Who a peer is: one Ed25519 key pair, made once, kept in HOME/identity (mode 0600)."""
+"""Who a peer is: one Ed25519 key pair, made once, kept in HOME/identity (mode 0600).
+
+Signatures are made and checked by libsodium, in half of OpenSSL's time: docs/decisions/0009-signatures.md.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nacl.bindings import crypto_sign, crypto_sign_BYTES, crypto_sign_open, crypto_sign_PUBLICKEYBYTES
+from nacl.exceptions import BadSignatureError
 
 from gossipml.errors import UserError
 from gossipml.ids import NodeId, PeerId, PublicKey, node_id_of, peer_id_of
@@ -32,6 +36,7 @@ class Identity:
 
     @cached_property
     def private_key(self) -> Ed25519PrivateKey:
+        """For certificates."""
         return Ed25519PrivateKey.from_private_bytes(self.seed)
 
     @cached_property
@@ -48,13 +53,15 @@ class Identity:
 
     def sign(self, data: bytes) -> bytes:
         """64 bytes of Ed25519 signature."""
-        return self.private_key.sign(data)
+        return crypto_sign(data, self.seed + self.public_key)[:crypto_sign_BYTES]
 
 
 def verify(public_key: PublicKey, signature: bytes, data: bytes) -> bool:
     """Whether `signature` over `data` is by `public_key`; False too for a key or signature of a wrong form."""
+    if len(public_key) != crypto_sign_PUBLICKEYBYTES or len(signature) != crypto_sign_BYTES:
+        return False
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
-    except (InvalidSignature, ValueError):
+        crypto_sign_open(signature + data, public_key)
+    except BadSignatureError:
         return False
     return True
