@@ -22,9 +22,9 @@ START_SECONDS = 60.0
 
 def data_folder() -> Path:
     """The folder of the real datasets; ends the program, saying so, where it is missing."""
-    folder = Path(os.environ.get("GOSSIPML_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    folder = Path(os.environ.get("GOSSIPML_DATASETS", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not (folder / "mnist").is_dir():
-        raise SystemExit(f"skipped: no MNIST in {folder}; set GOSSIPML_DATA to the folder that holds mnist/")
+        raise SystemExit(f"skipped: no MNIST in {folder}; set GOSSIPML_DATASETS to the folder that holds mnist/")
     return folder
 
 

@@ -5,9 +5,9 @@
 
 All peers live in one tensor (peers, parameters) and train a perceptron with one hidden layer: STEPS local steps of
 SGD with momentum a round, then an exchange with `--receivers` random others, by the functions that a daemon
-calls. Rounds are synchronous and nothing is lost. Accuracy is on the common test part, of the peers' own
-parameters: mean over peers, the worst peer, and the average of all models. The docs (docs/choosing.md)
-show its tables. Takes some minutes.
+calls, each peer with a `Merger` of its own. Rounds are synchronous and nothing is lost. Accuracy is on the common test
+part, of the peers' own parameters: mean over peers, the worst peer, and the average of all models. The docs
+(docs/choosing.md) show its tables. Takes some minutes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from gossipml.models.averaging import Coordinates
 from gossipml.models.compression import Form, packed_size, parse_choice, received, rounded
 from gossipml.models.data import Dataset, load_source
 from gossipml.models.feedback import with_feedback
-from gossipml.models.merge_rules import merge, parse_merge
-from gossipml.models.merging import ClippingBound
+from gossipml.models.merge_rules import parse_merge
+from gossipml.models.merger import STRAY, Merger
+from gossipml.models.merging import is_finite
 from gossipml.models.partition import parse_rule, split_indices
 
 STEPS, BATCH, RATE, MOMENTUM = 8, 32, 0.1, 0.9
@@ -39,14 +41,21 @@ COMPRESSIONS = (
     *("float32", "float32+weight 1/2", "float16", "bfloat16", "int8", "int4", "int4+residual", "int8-top25+reference"),
     *("int8-top10+reference", "int8-top10", "int8-top5+reference", "int8-top1+reference", "int8-of4"),
 )
-RULES = ("mean", "slerp", "clipping", "trimmed-mean:3", "median", "krum:3", "multi-krum:3")
-LIES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    # what a liar sends, from its own honest parameters (f, P) and those of the honest peers (h, P)
-    "none": lambda own, honest: own,
-    "sign flip": lambda own, honest: -own,
-    "x100": lambda own, honest: 100 * own,
-    "noise": lambda own, honest: own + own.std() * 3 * torch.randn_like(own),
-    "inliers": lambda own, honest: (honest.mean(0) + 1.5 * honest.std(0)).expand_as(own),  # Baruch et al. 2019
+NEVER = 1e9  # medians: nothing is left out
+RULES = (  # the rule, and from how many medians on a model is left out
+    *(("mean", STRAY), ("slerp", STRAY)),
+    *(("clipping:3", NEVER), ("clipping:1.5", NEVER), ("clipping:1", NEVER)),
+    *(("clipping:1.5", 4.0), ("clipping:1.5", STRAY)),
+    *((rule, STRAY) for rule in ("trimmed-mean:3", "median", "krum:3", "multi-krum:3")),
+)
+LIES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    # what a liar sends, from its own honest parameters (f, P), those of the honest peers (h, P), and the first (P,)
+    "none": lambda own, honest, first: own,
+    "sign flip": lambda own, honest, first: -own,
+    "x100": lambda own, honest, first: 100 * own,
+    "stale": lambda own, honest, first: first.expand_as(own),
+    "noise": lambda own, honest, first: own + own.std() * 3 * torch.randn_like(own),
+    "inliers": lambda own, honest, first: (honest.mean(0) + 1.5 * honest.std(0)).expand_as(own),  # Baruch et al. 2019
 }
 
 
@@ -157,27 +166,30 @@ def compressed(population: Population, name: str, receivers: int, rounds: int, s
     return Result.of(population, slice(None))
 
 
-def attacked(population: Population, rule: str, lie: str, liars: int, taken: int, rounds: int, seed: int) -> Result:
+def attacked(
+    population: Population, merge: tuple[str, float], lie: str, liars: int, taken: int, rounds: int, seed: int
+) -> Result:
     """Each peer takes the models of `taken` random others and merges them with its own; the last peers lie."""
-    peers = len(population.x)
+    peers, size = population.x.shape
+    rule, stray = parse_merge(merge[0]), merge[1]
     rng = np.random.RandomState(seed)
-    bounds = [ClippingBound() for _ in range(peers)]
+    mergers = [Merger(rule, Coordinates(size, size), stray=stray) for _ in range(peers)]
     torch.manual_seed(seed)
     for _ in range(rounds):
         population.train()
         x = population.x
-        sent = torch.cat([x[: peers - liars], LIES[lie](x[peers - liars :], x[: peers - liars])]) if liars else x
-        chosen = np.stack(
-            [rng.choice(np.delete(np.arange(peers), peer), taken, replace=False) for peer in range(peers)]
-        )
-        stack = torch.cat([x[:, None], sent[torch.from_numpy(chosen)]], 1)  # (N, 1 + taken, P)
-        usable = (stack.abs().amax(-1, keepdim=True) < 1e9) & stack.isfinite().all(-1, keepdim=True)
-        stack = torch.where(usable, stack, x[:, None])  # refused on receipt
-        reach = torch.tensor([bound.bound(float(own.norm())) for bound, own in zip(bounds, x, strict=True)])
-        for bound, lengths in zip(bounds, (stack[:, 1:] - x[:, None]).norm(dim=-1), strict=True):
-            for length in lengths:
-                bound.learn(float(length))
-        population.x = merge(parse_merge(rule), stack, bound=reach)
+        sent = x.clone()
+        if liars:
+            sent[peers - liars :] = LIES[lie](x[peers - liars :], x[: peers - liars], population.start)
+        for peer, merger in enumerate(mergers):
+            chosen = rng.choice(np.delete(np.arange(peers), peer), taken, replace=False)
+            models = [sent[other].clone() for other in chosen if is_finite(sent[other])]  # else refused on receipt
+            if rule.needs > 1:
+                merger.take_together(x[peer], models)
+                continue
+            merged = 1
+            for model in models:
+                merged += merger.take(x[peer], model, 1 / (1 + merged)).applied
     return Result.of(population, slice(0, peers - liars))
 
 
@@ -206,17 +218,24 @@ def main() -> None:
     print(f"{arguments.split}, {arguments.peers} peers, {arguments.rounds} rounds, {arguments.seeds} seeds")
     if arguments.liars:
         print(f"\n| merge | {' | '.join(LIES)} |\n|---{'|---:' * len(LIES)}|")
-        for rule in RULES:
+        for rule, stray in RULES:
             cells = []
             for lie in LIES:
                 results = [
                     attacked(
-                        population(seed), rule, lie, arguments.liars, 2 * arguments.receivers, arguments.rounds, seed
+                        population(seed),
+                        (rule, stray),
+                        lie,
+                        arguments.liars,
+                        2 * arguments.receivers,
+                        arguments.rounds,
+                        seed,
                     )
                     for seed in range(arguments.seeds)
                 ]
                 cells.append(f"{np.mean([0 if math.isnan(result.mean) else result.mean for result in results]):.3f}")
-            print(f"| {rule} | {' | '.join(cells)} |", flush=True)
+            named = rule + (f", left out from {stray:g}" if "clipping" in rule and stray < NEVER else "")
+            print(f"| {named} | {' | '.join(cells)} |", flush=True)
         return
     print("\n| compression | bytes per parameter | kB a send | mean of peers | worst peer | averaged model |")
     print("|---|---:|---:|---:|---:|---:|")

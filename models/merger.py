@@ -5,11 +5,8 @@ several at once, for the rules that compare them: trimmed mean, median, Krum.
 
 Clipping moves us no further than `factor` times the usual (median) distance, and leaves a model out that is STRAY
 times as far away as usual and by STRAY_NORM of our own norm: no honest neighbour is, but who has been away for long.
-Digits, 20 peers of which 4 send their parameters with the sign flipped, accuracy of the honest: clipping at 3 medians
-0.598, at 1.5 medians 0.930, and with strays left out 0.953; without liars 0.955 each (dirichlet:0.5; the same order
-with dirichlet:0.1: 0.273, 0.447, 0.915 of 0.940). Against liars that keep below these distances only clipping helps.
-15 peers with gossip (tests/models/test_liars.py): stale models cost 3.1 points with strays left out from 4 medians on,
-0.5 from 3 (10 peers).
+Against liars that keep below these distances only clipping helps. Measured by
+benchmarks/merging.py --liars 4, which has both limits beside others; the tables are in docs/choosing.md.
 
 Parameters and buffers (running statistics) have a bound each: variances are of other sizes than weights, and a liar
 must not hide a long step in one behind the usual distance of the other. numpy arrays and torch tensors alike.
@@ -31,7 +28,7 @@ from gossipml.models.merging import ClippingBound, check_weight, clipping_factor
 from gossipml.models.slerp import slerp
 from gossipml.models.trainer import MergeReport
 
-STRAY: Final = 3.0  # medians: of honest ones 99 % are within 2 (measured as above)
+STRAY: Final = 3.0  # medians; measured beside 4 (above)
 STRAY_NORM: Final = 0.5  # of our own norm: two halves of a network that were apart for a while stay within it (guess)
 PART_SLACK: Final = 2.0  # how far a few parameters are away says little of how far all are; a part moves us less anyway
 
@@ -41,8 +38,9 @@ NOT_FINITE: Final = MergeReport(False, "our own parameters are not finite until 
 class Merger:
     """The merges of one model. Not thread-safe."""
 
-    def __init__(self, rule: MergeRule, coordinates: Coordinates) -> None:
+    def __init__(self, rule: MergeRule, coordinates: Coordinates, *, stray: float = STRAY) -> None:
         self.rule = rule
+        self._stray = stray
         self._coordinates = coordinates
         self._split = coordinates.parameters
         self.forget()
@@ -74,7 +72,7 @@ class Merger:
             usual = self._bound.usual
             bound = self._bound.bound(own) * min(PART_SLACK, share**-0.5)
             self._bound.learn(distance)
-            if usual is not None and distance > max(STRAY * usual, STRAY_NORM * own):
+            if usual is not None and distance > max(self._stray * usual, STRAY_NORM * own):
                 times = f"{distance / usual:.0f} times" if usual else "much"
                 return MergeReport(False, f"left out: its model is {times} as far from ours as usual", distance)
             self._move(x[: self._split], m[: self._split], weight * clipping_factor(distance, bound))

@@ -51,11 +51,10 @@ def measure(settings: Settings) -> Outcome:
 
 
 def one_network(cell: tuple[str, int, int]) -> list[Record]:
-    from lockstep import Network, Setting
-
     from gossipml.config import PeerConfig
     from gossipml.models.data import load_source
     from gossipml.models.registry import load_spec
+    from gossipml.simulations.lockstep import Network, Setting
 
     form, seed, rounds = cell
     options = PeerConfig(compression=form, seed=seed, local_steps=str(STEPS))

@@ -51,17 +51,16 @@ def pictures() -> str:
     if folder is None:
         raise Skipped(
             f"no pictures of CIFAR-10 in {data_folder()}; unpack cifar10-images.tar.xz into a folder and set "
-            "GOSSIPML_DATA to it"
+            "GOSSIPML_DATASETS to it"
         )
     return f"images:{folder}"
 
 
 def central(cell: tuple[str, float, int]) -> Record:
     """A network of one, which is the daemon's trainer alone."""
-    from lockstep import Network, Setting
-
     from gossipml.models.data import load_source
     from gossipml.models.registry import load_spec
+    from gossipml.simulations.lockstep import Network, Setting
 
     source, epochs, rate = cell
     options = PeerConfig(learning_rate=rate * RATE, local_steps=str(STEPS))

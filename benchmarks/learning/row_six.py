@@ -37,11 +37,10 @@ def measure(settings: Settings) -> Outcome:
 
 def one_network(cell: tuple[int, int]) -> list[Record]:
     """Looks at the peers, the last one when they have agreed."""
-    from lockstep import Network, Setting
-
     from gossipml.config import PeerConfig
     from gossipml.models.data import load_source
     from gossipml.models.registry import load_spec
+    from gossipml.simulations.lockstep import Network, Setting
 
     seed, rounds = cell
     options = PeerConfig(split=SPLIT, seed=seed, local_steps=str(STEPS))

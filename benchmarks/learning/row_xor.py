@@ -31,11 +31,10 @@ def measure(settings: Settings) -> Outcome:
 
 def one_network(cell: tuple[str, int, int]) -> list[Record]:
     """Of each round whether all is right: 100 or 0."""
-    from lockstep import Network, Setting
-
     from gossipml.config import PeerConfig
     from gossipml.models.data import load_source
     from gossipml.models.registry import load_spec
+    from gossipml.simulations.lockstep import Network, Setting
 
     merge, peers, seed = cell
     options = PeerConfig(merge="clipping" if peers == 1 else merge, seed=seed, local_steps=str(STEPS))

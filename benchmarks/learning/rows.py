@@ -206,12 +206,12 @@ def mnist() -> str:
     """The source of MNIST. Skipped where it is missing."""
     folder = data_folder() / "mnist"
     if not folder.is_dir():
-        raise Skipped(f"no MNIST in {folder.parent}; set GOSSIPML_DATA to the folder that holds mnist/")
+        raise Skipped(f"no MNIST in {folder.parent}; set GOSSIPML_DATASETS to the folder that holds mnist/")
     return f"mnist:{folder}"
 
 
 def data_folder() -> Path:
-    return Path(os.environ.get("GOSSIPML_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+    return Path(os.environ.get("GOSSIPML_DATASETS", Path(__file__).resolve().parents[3] / "shared" / "data"))
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -50,7 +50,7 @@ def test_a_row_writes_its_records_its_plot_and_its_line_of_the_table(tmp_path: P
 def test_a_row_without_its_data_is_skipped_and_says_so(
     row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GOSSIPML_DATA", str(tmp_path / "nothing"))
+    monkeypatch.setenv("GOSSIPML_DATASETS", str(tmp_path / "nothing"))
     done = run(row, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "skipped: no " in done.stdout and "GOSSIPML_DATA" in done.stdout
+    assert "skipped: no " in done.stdout and "GOSSIPML_DATASETS" in done.stdout

@@ -12,15 +12,15 @@ from gossipml.models.data import Dataset, load_source
 
 
 def real_data() -> Path:
-    """The folder of the real datasets: GOSSIPML_DATA, or `../shared/data` beside the checkout."""
-    return Path(os.environ.get("GOSSIPML_DATA") or Path(__file__).parents[3] / "shared" / "data")
+    """The folder of the real datasets: GOSSIPML_DATASETS, or `../shared/data` beside the checkout."""
+    return Path(os.environ.get("GOSSIPML_DATASETS") or Path(__file__).parents[3] / "shared" / "data")
 
 
 @pytest.fixture(scope="session")
 def mnist_folder() -> Path:
     folder = real_data() / "mnist"
     if not folder.is_dir():
-        pytest.skip(f"no MNIST in {folder}; set GOSSIPML_DATA")
+        pytest.skip(f"no MNIST in {folder}; set GOSSIPML_DATASETS")
     return folder
 
 
@@ -29,7 +29,7 @@ def cifar_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fiftieth of the CIFAR-10 pictures, and a fiftieth of those for testing, as class folders."""
     archive = real_data() / "cifar10-images.tar.xz"
     if not archive.is_file():
-        pytest.skip(f"no CIFAR-10 pictures in {archive}; set GOSSIPML_DATA")
+        pytest.skip(f"no CIFAR-10 pictures in {archive}; set GOSSIPML_DATASETS")
     folder = tmp_path_factory.mktemp("cifar")
     with tarfile.open(archive, "r|xz") as pictures:
         for member in pictures:

@@ -3,7 +3,7 @@
 Every peer is a `LocalTrainer` and a `Gossip`, as in a daemon, on bodies as they would go over the wire. In a round all
 peers train the same number of steps; then every message arrives, in random order. So nothing is lost or late, and the
 same seed gives the same figures on the same machine. Bytes are those of the bodies; heads of messages, TLS and DHT
-are not in them (`processes` counts all of that).
+are not in them (real processes count all of that).
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Network:
             raise UserError("rounds that fit this machine's speed are no two times alike; say how many local steps")
         self.setting, self.steps = setting, steps
         self._rng = random.Random(setting.options.seed)
-        self._ids = [PeerId(_hash(f"peer {number}")) for number in range(setting.peers)]
-        self._numbers = {peer: number for number, peer in enumerate(self._ids)}
+        self.ids = [PeerId(_hash(f"peer {number}")) for number in range(setting.peers)]
+        self._numbers = {peer: number for number, peer in enumerate(self.ids)}
         self.peers: list[Peer] = []
         self._messages: list[Message] = []
         rule, seed = parse_rule(setting.options.split), setting.options.seed
@@ -161,8 +161,8 @@ class Network:
     def _gossip(self, number: int, trainer: LocalTrainer) -> Gossip:
         rng = random.Random(f"{self.setting.options.seed} {number}")
         layout = trainer.layout
-        view = View(self._ids[number], rng)
-        for other, peer in enumerate(self._ids):
+        view = View(self.ids[number], rng)
+        for other, peer in enumerate(self.ids):
             if other != number:
                 address = Address(f"10.{other >> 16}.{other >> 8 & 255}.{other & 255}", 8711)
                 view.introduced(Contact(peer, (address,), layout.model, f"peer{other}"), layout.digest, 0.0)
@@ -227,7 +227,7 @@ class Network:
         self._perform(number, peer.gossip.handle(SendDone(action.to, True, ""), self._now))
 
     def _arrive(self, message: Message) -> None:
-        peer, sender = self.peers[message.to], self._ids[message.sender]
+        peer, sender = self.peers[message.to], self.ids[message.sender]
         if not message.body:
             self._perform(message.to, peer.gossip.handle(Asked(sender, message.update), self._now))
             return
@@ -235,7 +235,7 @@ class Network:
         if isinstance(verdict, Refuse):
             peer.refused += 1
             if message.update.mass is not None:
-                refusal = SendRefused(self._ids[message.to], message.update.mass.total)
+                refusal = SendRefused(self.ids[message.to], message.update.mass.total)
                 self.peers[message.sender].gossip.handle(refusal, self._now)
             self._perform(message.to, rest)
             return
