@@ -84,6 +84,8 @@ class PeerConfig:
     """Optimiser steps of a round; auto: as many as this machine does in the time that a round takes."""
     outer: str = ""
     """An outer step over the gossip average (`gossipml.models.tuning`), for example nesterov; empty: none."""
+    pull_after: int = 100
+    """Predictions of a model that is not here, within a minute, after which it is fetched; 0: never (guess)."""
     publish_seconds: float = 300.0
     """A trainer publishes at most this often, and when its model improved (guess)."""
     pause_on_battery: bool = False
@@ -123,6 +125,8 @@ class PeerConfig:
             raise UserError(f"replicas {self.replicas} is not between 1 and {MAX_REPLICAS}")
         if not 1 <= self.keep <= 1000:
             raise UserError(f"keep {self.keep} is not between 1 and 1000 versions")
+        if self.pull_after < 0:
+            raise UserError(f"pull after {self.pull_after} is not at least 0 predictions; 0 means never")
         if self.publish_seconds < 1:
             raise UserError(f"publish seconds {self.publish_seconds:g} is not at least 1")
         if not 0 <= self.pause_on_load <= 100:
@@ -225,7 +229,7 @@ def _convert(name: str, value: object) -> object:
             return value if isinstance(value, tuple) else parse_part(str(value))
         case "workers" if value == "auto":
             return 0
-        case "workers" | "threads" | "seed" | "max_rounds" | "replicas" | "keep" | "nice" | "batch":
+        case "workers" | "threads" | "seed" | "max_rounds" | "replicas" | "keep" | "pull_after" | "nice" | "batch":
             return _number(name, value, int)
         case "pause_on_load" if isinstance(value, str):
             return _number(name, value.strip().removesuffix("%").rstrip(), float)

@@ -41,13 +41,13 @@ NO_SOURCE_SECONDS = 2.0  # between two looks for providers while there is nobody
 PROVIDERS_SECONDS = 30.0
 
 
-async def dial(env: Env, credentials: Credentials, contact: Contact, seconds: float) -> Stream:
-    """A stream of the swarm to a contact, at the first of its addresses that answers. RemoteError says why not."""
+async def dial(env: Env, credentials: Credentials, contact: Contact, seconds: float, protocol: str = SWARM) -> Stream:
+    """A stream to a contact, at the first of its addresses that answers. RemoteError says why not."""
     trouble = "no address is known"
     for address in contact.addresses[:MAX_CONTACT_ADDRESSES]:
         try:
             with trio.fail_after(seconds):
-                return await env.net.connect(address, contact.peer, credentials, SWARM)
+                return await env.net.connect(address, contact.peer, credentials, protocol)
         except (OSError, RemoteError, trio.TooSlowError) as error:
             trouble = f"{address}: {error or 'no answer'}"
     raise RemoteError(f"cannot reach {short_peer_id(contact.peer)} ({trouble})")

@@ -154,6 +154,10 @@ class Mesh:
         finally:
             self._nursery = None
 
+    def accept(self, protocol: str, handler: Handler) -> None:
+        """From now on `handler` serves accepted streams of another protocol."""
+        self._streams[protocol] = handler
+
     def learn(self, contacts: Iterable[Contact]) -> None:
         """Contacts from the DHT, the saved file, the local network."""
         if self.view.learn(contacts):

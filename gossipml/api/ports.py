@@ -93,7 +93,7 @@ class Prediction:
     """A prediction that was asked for over HTTP, for the audit log."""
 
     route: str
-    """The path."""
+    """The path, or who asked where another peer did."""
     model: str
     status: int
     seconds: float

@@ -87,6 +87,9 @@ def start(
     keep: Annotated[int | None, typer.Option(help="Versions of each name kept here [5].")] = None,
     quota: Annotated[str | None, typer.Option(help="Space for stored models, 20GB for example \\[all].")] = None,
     upload_rate: Annotated[str | None, typer.Option(help="Bytes a second for uploads of models \\[no limit].")] = None,
+    pull_after: Annotated[
+        int | None, typer.Option(help="Fetch a model after so many predictions of it in a minute; 0: never [100].")
+    ] = None,
     publish_seconds: Annotated[float | None, typer.Option(help="Least time between two own versions [300].")] = None,
     pause_on_battery: Annotated[
         bool | None, typer.Option("--pause-on-battery/--no-pause-on-battery", help="Train only on mains.")
@@ -147,6 +150,7 @@ def start(
         "keep": keep,
         "quota": quota,
         "upload_rate": upload_rate,
+        "pull_after": pull_after,
         "publish_seconds": publish_seconds,
         "pause_on_battery": pause_on_battery,
         "pause_on_load": pause_on_load,

@@ -47,13 +47,15 @@ class AuditConfig:
 class Audit:
     """`record` for the endpoint, `run` for the supervisor."""
 
-    def __init__(self, folder: Path, clock: Clock, config: AuditConfig) -> None:
+    def __init__(self, folder: Path, clock: Clock, config: AuditConfig, own: str = "") -> None:
+        """`own`: this peer, as answers call it; what another one answered is recorded as forwarded to it."""
         self.written = 0
         self.lost = 0
         """Entries that were not written; both only grow."""
         self._folder = folder
         self._clock = clock
         self._config = config
+        self._own = own
         self._queue: deque[tuple[float, Prediction]] = deque()
         self._bytes = 0
         self._arrived = trio.Event()
@@ -113,7 +115,7 @@ class Audit:
             self._log = self._log.rotate()
             audit_log.forget(self._folder, now - self._config.days * 86400)
         gap = self._gap
-        entries = [(_entry(*item), item[1].given if self._config.inputs else None) for item in batch]
+        entries = [(_entry(*item, self._own), item[1].given if self._config.inputs else None) for item in batch]
         if gap:
             lost = Entry(batch[0][0], "lost", "", "", "", 0, gap, "", f"{gap} predictions could not be recorded", 0.0)
             entries.insert(0, (lost, None))
@@ -139,11 +141,12 @@ class Audit:
             log.error("%d predictions are not in the audit log (%s); answering goes on", self._gap, why)
 
 
-def _entry(time: float, prediction: Prediction) -> Entry:
+def _entry(time: float, prediction: Prediction, own: str) -> Entry:
     version, peer = _origin(prediction)
+    forwarded = f" forwarded to {peer[:8]}" if own and peer and peer != own else ""
     return Entry(
         time=time,
-        route=prediction.route[:200],
+        route=prediction.route[:200] + forwarded,
         model=prediction.model[:64],
         version=version,
         peer=peer,

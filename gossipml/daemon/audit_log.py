@@ -47,7 +47,8 @@ class Entry:
     time: float
     """Seconds since 1970."""
     route: str
-    """The path that was asked; "lost" where entries could not be written, then `size` is how many."""
+    """The path that was asked, and to whom it was forwarded when it was not answered here; or which peer asked; "lost"
+    where entries could not be written, then `size` is how many."""
     model: str
     version: str
     peer: str

@@ -29,6 +29,7 @@ from gossipml.daemon.library import name_of
 from gossipml.daemon.library_face import LibraryFace
 from gossipml.daemon.metrics import metrics
 from gossipml.daemon.node import Node
+from gossipml.daemon.routing import Routing
 from gossipml.daemon.serving import VERSION_DIGITS, Serving
 from gossipml.ids import format_peer_id
 from gossipml.peer.wire import LINK_SIZE
@@ -49,6 +50,8 @@ class Face:
         self.library = LibraryFace(node)
         self.audit: Audit | None = None
         """Set where predictions are recorded."""
+        self.routing: Routing | None = None
+        """Set where other peers are asked for predictions."""
         self._history = History()
         self._begun = node.env.clock.now()
 
@@ -229,7 +232,7 @@ class Face:
         return await self.serving.card(model, version)
 
     async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:
-        return await self.serving.predict(model, request)
+        return await (self.routing or self.serving).predict(model, request)
 
     def _version(self) -> str:
         """Names what answers: a published version, or the layout and how far its training has come."""
@@ -245,4 +248,4 @@ class Face:
     # Metrics
 
     def metrics(self) -> Sequence[Metric]:
-        return metrics(self.node, self.audit)
+        return metrics(self.node, self.audit, self.routing.stats if self.routing else None)

@@ -13,13 +13,14 @@ from gossipml.api.ports import Metric
 from gossipml.daemon.audit import Audit
 from gossipml.daemon.learner import Progress
 from gossipml.daemon.node import Node
+from gossipml.daemon.routing import RoutingStats
 from gossipml.daemon.supervisor import Supervisor
 
 STATES = ("starting", "training", "paused", "averaging", "serving", "stopped")
 PEER_STATES = ("connected", "suspect", "lost", "refused", "quarantined", "known")
 
 
-def metrics(node: Node, audit: Audit | None) -> list[Metric]:
+def metrics(node: Node, audit: Audit | None, routing: RoutingStats | None = None) -> list[Metric]:
     """All samples, those of one name together."""
     return [
         *_process(node),
@@ -29,6 +30,7 @@ def metrics(node: Node, audit: Audit | None) -> list[Metric]:
         *_store(node),
         *_swarm(node),
         *_parts(node.supervisor),
+        *_routing(routing),
         *_audit(audit),
     ]
 
@@ -127,6 +129,18 @@ def _parts(supervisor: Supervisor) -> Iterator[Metric]:
         yield _gauge("part_running", "1 while a part of the peer runs.", float(part.running), part=name)
     for name, part in supervisor.parts.items():
         yield _gauge("part_crashes", "Crashes of a part since it last ran calmly.", part.crashes, part=name)
+
+
+def _routing(stats: RoutingStats | None) -> Iterator[Metric]:
+    if stats is None:
+        return
+    help = "Predictions that other peers were asked for, by what became of them."
+    yield _counter("predictions_forwarded", help, stats.forwarded, result="answered")
+    yield _counter("predictions_forwarded", help, stats.unanswered, result="unanswered")
+    help = "Peers asked beside the first one of a prediction, by the reason."
+    yield _counter("predictions_asked_again", help, stats.extra, reason="slow")
+    yield _counter("predictions_asked_again", help, stats.again, reason="failed")
+    yield _counter("predictions_served", "Predictions answered for other peers.", stats.served)
 
 
 def _audit(audit: Audit | None) -> Iterator[Metric]:

@@ -28,6 +28,7 @@ from gossipml.daemon.node import Node, NodeConfig
 from gossipml.daemon.orders import renewed
 from gossipml.daemon.releases import ReleaseConfig
 from gossipml.daemon.replication import ReplicationConfig
+from gossipml.daemon.routing import Routing, RoutingConfig
 from gossipml.daemon.schedule import parse_schedule
 from gossipml.daemon.serving import Serving
 from gossipml.daemon.usage import Observer
@@ -147,9 +148,11 @@ async def _run(
     )
     serving = Serving(node, config, partial(open_predictor, config, credentials.keys.network_id))
     face = Face(node, config, serving)
+    routing = face.routing = Routing(node, serving, RoutingConfig(pull_after=config.pull_after), face.record)
 
     if config.audit:
-        face.audit = Audit(home.path, env.clock, AuditConfig(inputs=config.audit_inputs, days=config.audit_days))
+        own = format_peer_id(credentials.identity.peer_id)
+        face.audit = Audit(home.path, env.clock, AuditConfig(inputs=config.audit_inputs, days=config.audit_days), own)
 
     @asynccontextmanager
     async def recording() -> AsyncIterator[None]:
@@ -167,6 +170,7 @@ async def _run(
             async with (
                 node.running(),
                 node.supervisor.running("predictions", serving.run),
+                node.supervisor.running("routing", routing.run),
                 recording(),
                 node.supervisor.running("news", face.tell_neighbours),
                 node.supervisor.running("api", endpoint) as bound,

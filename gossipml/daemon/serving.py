@@ -131,6 +131,24 @@ class Serving:
 
     # Predictions
 
+    @property
+    def waiting(self) -> int:
+        """Predictions under way."""
+        return self._waiting
+
+    def has(self, model: str) -> bool:
+        """Whether a version of it is here, or it is in training here."""
+        return model == self._own_name() or bool(self._stored(model))
+
+    def could_have(self, model: str) -> bool:
+        """Whether a version of it would be answered for here, were it here."""
+        return model in model_names() and not _adapts(model)
+
+    async def warm(self, model: str) -> None:
+        """Load the newest version of it that is here, before it is asked for. Raises as `predict` does."""
+        memory = await self._hosting()
+        await memory.load(self._wanted(self._versions(model, "")[0]))
+
     async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:
         """See `gossipml.api.ports.Node.predict`."""
         if self._waiting >= MAX_WAITING:

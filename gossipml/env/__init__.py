@@ -32,7 +32,9 @@ GOSSIP = "gossipml/1"
 the middle of a message."""
 SWARM = "gossipml-swarm/1"
 """The protocol by which the dialler fetches model versions from whom it dialled."""
-PROTOCOLS = (GOSSIP, SWARM)
+ASK = "gossipml-ask/1"
+"""The protocol by which the dialler asks for predictions (`gossipml.peer.asking_wire`)."""
+PROTOCOLS = (GOSSIP, SWARM, ASK)
 
 
 class Clock(Protocol):

@@ -1,0 +1,106 @@
+"""Predictions through a peer without the model: real processes, as a user runs them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .processes import Peer, gossipml, peers_of, until
+from .test_serving import ZEROS, ask, publish
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+
+OPTIONS = ("--model", "xor", "--max-rounds", "3", "--no-lan", "--replicas", "1", "--pull-after", "0")
+
+
+@pytest.fixture
+def make_peer(tmp_path: Path) -> Iterator[Callable[[str], Peer]]:
+    with peers_of(tmp_path) as make:
+        yield make
+
+
+def infer(peer: Peer, version: str) -> tuple[dict[str, object], bytes]:
+    """By the Open Inference Protocol with binary tensors: the JSON of the answer, and what follows it."""
+    outputs = [{"name": "probabilities", "parameters": {"binary_data": True}}]
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, 784], "parameters": {"binary_data_size": 3136}}
+    head = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
+    connection = http.client.HTTPConnection(peer.home.require_run_info().api, timeout=30)
+    headers = {"inference-header-content-length": str(len(head)), "content-type": "application/octet-stream"}
+    connection.request(
+        "POST", f"/v2/models/mnist-mlp/versions/{version}/infer", head + np.zeros(784, "<f4").tobytes(), headers
+    )
+    response = connection.getresponse()
+    body = response.read()
+    assert response.status == 200, body
+    size = int(response.headers["inference-header-content-length"])
+    connection.close()
+    return json.loads(body[:size]), body[size:]
+
+
+def test_every_form_of_prediction_goes_through_and_none_fails_when_a_holder_is_killed(
+    tmp_path: Path, make_peer: Callable[[str], Peer]
+) -> None:
+    first, second, third = (make_peer(name) for name in ("first", "second", "third"))
+    first.start(*OPTIONS)
+    token = str(first.token_file(tmp_path))
+    for peer in (second, third):
+        peer.launch(*OPTIONS, "--join", token)
+    for peer in (second, third):
+        peer.wait_until_started()
+    for peer in (first, second, third):
+        until(lambda peer=peer: peer.status()["age"] > 0, 60, "its own model is loaded")  # type: ignore[misc]
+    version = publish(first, tmp_path, 7)
+    gossipml("--home", str(second.home.path), "models", "pull", "mnist-mlp")
+    holders = {peer.status()["peer"]: peer for peer in (first, second)}
+
+    status, answer = ask(third, "/predict/mnist-mlp")
+    assert (status, answer["label"], answer["version"]) == (200, "7", version) and answer["peer"] in holders
+    assert ask(third, f"/predict/mnist-mlp?version={version[:6]}")[1]["label"] == "7"
+    head, tensors = infer(third, version)
+    parameters = head["parameters"]
+    assert isinstance(parameters, dict) and parameters["peer"] in holders
+    assert np.frombuffer(tensors, "<f4").argmax() == 7
+    status, answer = ask(third, "/predict/mnist-mlp", [1, 2])
+    assert (status, "the sample has 2 values" in answer["error"]) == (400, True)
+    status, answer = ask(third, "/predict/mnist-mlp?version=ffffff")
+    assert (status, "no other peer of the network has it" in answer["error"]) == (404, True)
+    status, answer = ask(third, "/predict/nothing")
+    assert (status, "there is no model 'nothing' here" in answer["error"]) == (404, True)
+
+    seen: list[tuple[int, str]] = []
+    over = threading.Event()
+
+    def keep_asking() -> None:
+        while not over.is_set():
+            status, answer = ask(third, "/predict/mnist-mlp", ZEROS)
+            seen.append((status, answer.get("peer", answer.get("error"))))
+
+    askers = [threading.Thread(target=keep_asking) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    until(lambda: {peer for _, peer in seen} == set(holders), 30, "both are asked")
+    first.kill()
+    count = len(seen)
+    until(lambda: len(seen) > count + 200, 30, "it goes on")
+    over.set()
+    for asker in askers:
+        asker.join()
+    assert {status for status, _ in seen} == {200}, "none failed"
+    assert {peer for _, peer in seen[-50:]} == {second.status()["peer"]}
+
+    second.kill()
+    connection = http.client.HTTPConnection(third.home.require_run_info().api, timeout=30)
+    headers = {"content-type": "application/json", "prediction-timeout": "1.5"}
+    connection.request("POST", "/predict/mnist-mlp", json.dumps(ZEROS), headers)
+    response = connection.getresponse()
+    assert (response.status, response.headers["retry-after"]) == (503, "2")
+    assert b"the peers that have the model mnist-mlp do not answer" in response.read()
+    connection.close()
+    rows = gossipml("--home", str(third.home.path), "audit", "list", "--json").stdout
+    assert "/predict/mnist-mlp forwarded to " in rows
