@@ -67,10 +67,10 @@ class Sample(pydantic.BaseModel):
 def run_fastapi(port: int) -> None:
     app, network = fastapi.FastAPI(), build()
 
-    @app.post("/predict")
     async def predict(sample: Sample) -> dict[str, Any]:
         return answers(network, [sample.input])[0]
 
+    app.post("/predict")(predict)  # no decorator: where fastapi is missing mypy would call it untyped
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", loop="uvloop", http="httptools")
 
 
