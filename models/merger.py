@@ -56,10 +56,8 @@ class Merger:
         distance is what it would be were all parameters as far away as those.
         """
         check_weight(weight)
-        try:
-            check_variances(m, self._coordinates)
-        except RemoteError as error:
-            return MergeReport(False, str(error), 0.0, fault=True)
+        if fault := self._fault(m):
+            return fault
         own = _length(x[: self._split])
         if not math.isfinite(own):
             return NOT_FINITE
@@ -88,18 +86,25 @@ class Merger:
         reports: list[MergeReport] = []
         stack = [x]
         for model in models:
-            try:
-                check_variances(model, self._coordinates)
-            except RemoteError as error:
-                reports.append(MergeReport(False, str(error), 0.0, fault=True))
-            else:
-                reports.append(MergeReport(True, "", _length((model - x)[: self._split])))
+            fault = self._fault(model)
+            reports.append(fault or MergeReport(True, "", _length((model - x)[: self._split])))
+            if fault is None:
                 stack.append(model)
         if len(stack) < self.rule.needs:
             few = f"the merge {self.rule.name} needs {self.rule.needs} models, there are {len(stack)}"
             return [report if report.fault else MergeReport(False, few, report.distance) for report in reports]
         x[:] = merge(self.rule, _stacked(stack), coordinates=self._coordinates)
         return reports
+
+    def _fault(self, m: A) -> MergeReport | None:
+        """What is wrong with values that no honest peer sends."""
+        try:
+            check_variances(m, self._coordinates)
+        except RemoteError as error:
+            return MergeReport(False, str(error), 0.0, fault=True)
+        if not math.isfinite(_length(m)):  # SLERP and Krum would make NaN of it
+            return MergeReport(False, "its values are so large that their squares overflow", 0.0, fault=True)
+        return None
 
     def _merge_buffers(self, x: A, difference: A, weight: float) -> None:
         if len(x):
@@ -117,7 +122,8 @@ class Merger:
 
 def _length(vector: A) -> float:
     """L2 norm; as a dot product a tenth of what squaring and adding up takes."""
-    return math.sqrt(float(vector @ vector)) if len(vector) else 0.0
+    with np.errstate(over="ignore"):  # infinite then
+        return math.sqrt(float(vector @ vector)) if len(vector) else 0.0
 
 
 def _stacked(models: list[A]) -> A:

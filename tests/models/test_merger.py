@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -132,6 +134,18 @@ def test_buffers_are_clipped_by_themselves_and_stay_variances() -> None:
     report = merger.take(x, negative, 0.5)
     assert report.fault and "variance" in report.reason
     assert (x[12:] >= 0).all()
+
+
+@pytest.mark.parametrize("rule", ["clipping", "age", "mean", "slerp", "trimmed-mean:1", "median", "krum:1"])
+def test_finite_values_whose_squares_overflow_are_a_fault_and_leave_our_model_alone(rule: str) -> None:
+    merger, x = plain(rule), np.ones(40, dtype=np.float32)
+    huge = np.full(40, 1e20, dtype=np.float32)
+    if merger.rule.needs == 1:
+        reports = [merger.take(x, huge, 0.5)]
+    else:
+        reports = merger.take_together(x, [huge, *(x.copy() for _ in range(5))])
+    assert reports[0].fault and "overflow" in reports[0].reason and math.isfinite(reports[0].distance)
+    assert np.array_equal(x, np.ones(40))
 
 
 def test_our_own_broken_parameters_are_nobodys_fault() -> None:
