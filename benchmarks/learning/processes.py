@@ -1,5 +1,6 @@
 """Real peers on loopback, looked at while they learn: processes with DHT, TLS, HTTP and all.
 
+While they train nobody need look: at the end they are stopped, and the states that they leave on the disk are measured.
 What they sent is what their sessions sent, heads and heartbeats with it; TLS and the DHT's datagrams are not counted.
 """
 
@@ -9,13 +10,21 @@ import http.client
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import trio
 from common import running_peers, status
 from rows import Record
+
+from gossipml.daemon.resume import load_resume
+from gossipml.env.real import real_env
+from gossipml.models.data import load_source, prepare, take_part
+from gossipml.models.partition import parse_part, parse_rule
+from gossipml.models.registry import load_spec
+from gossipml.models.training import LocalTrainer
 
 LOOK_SECONDS = 1.0
 
@@ -83,13 +92,26 @@ def race(options: Sequence[dict[str, object]], learner: dict[str, object], budge
             look(lambda answers: all(answer["state"] in ("averaging", "paused") for answer in answers), budget.limit)
             seconds = time.monotonic() - begun
             answers = look(lambda _: False, seconds + budget.settle)
+        accuracies = [judge(Path(name) / f"peer{index}", mine) for index, mine in enumerate(options)]
     return Race(
-        tuple(answer["accuracy"] or 0.0 for answer in answers),
+        tuple(accuracies),
         tuple(answer["samples"] for answer in answers),
         seconds,
         sum(answer["bytes_sent"] for answer in answers) / len(answers),
         tuple(looks),
     )
+
+
+def judge(home: Path, options: Mapping[str, object]) -> float:
+    """Test accuracy of what a peer served that was stopped."""
+    spec, data = prepare(load_spec(str(options["model"])), load_source(str(options["data"])))
+    part = take_part(data, parse_rule(str(options.get("split", "iid"))), parse_part(str(options["part"])), 0)
+    trainer = LocalTrainer(spec, part, network_id=b"", seed=0)
+    resume = trio.run(load_resume, real_env(home), trainer.layout)
+    if resume is None:
+        raise SystemExit(f"{home.name} left no state")
+    trainer.restore(resume.trainer)
+    return trainer.evaluate().accuracy
 
 
 def pause(folder: Path, index: int, api: str) -> None:
