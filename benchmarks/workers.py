@@ -2,7 +2,8 @@
 
     python benchmarks/workers.py [--model mnist-wide-mse] [--seconds 20]
 
-All take the same steps: same batches, same averaged gradient, same optimiser, so that what is learnt a step is equal.
+All take the same steps: same batches, same gradient of the whole batch, same optimiser, so that what is learnt a step
+is equal.
 The three take turns of a tenth of a second, so that all meet the same machine; the medians of the turns are compared.
 """
 
@@ -46,7 +47,7 @@ def measure(model: str, seconds: float) -> dict[Split, list[float]]:
     trainers: dict[Split, LocalTrainer] = {}
     for cores, workers in WAYS:
         trainer = LocalTrainer(spec, part, network_id=b"", seed=0)
-        trainers[trainer.use_cores(cores, workers)] = trainer
+        trainers[trainer.use_cores(cores, workers)[0]] = trainer
     speeds: dict[Split, list[float]] = {split: [] for split in trainers}
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:

@@ -7,14 +7,16 @@ raw samples that take a quarter of the memory (uint8 images).
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
 from gossipml.errors import UserError
-from gossipml.models.dataset import Labelled
+from gossipml.models.dataset import Labelled, is_stream
 from gossipml.models.spec import Array, Spec
 
 INGEST_ONCE = 16 << 20  # bytes: digits whole, a hundredth of what mnist would take in all
@@ -32,6 +34,8 @@ class Samples:
         self._raw = samples = labelled.inputs
         self._targets = torch.from_numpy(labelled.targets).to(device)
         self._ingested: torch.Tensor | None = None
+        # A stream keeps open files and what it read last; an array may be read by several threads at once.
+        self._reading: AbstractContextManager[object] = threading.Lock() if is_stream(samples) else nullcontext()
         first = ingest(spec, samples[:1])
         if first.nbytes * len(samples) <= keep:
             self._ingested = torch.from_numpy(ingest(spec, samples[:])).to(device)
@@ -40,11 +44,14 @@ class Samples:
         return len(self._targets)
 
     def at(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs (b, ...) and targets (b,) of the samples at `indices` (b,), int64 on the CPU."""
+        """Inputs (b, ...) and targets (b,) of the samples at `indices` (b,), int64 on the CPU. Thread-safe, as far as
+        the model's `ingest` is."""
         if self._ingested is not None:
             places = indices.to(self._device)
             return self._ingested.index_select(0, places), self._targets.index_select(0, places)
-        inputs = torch.from_numpy(ingest(self._spec, self._raw[indices.numpy()])).to(self._device)
+        with self._reading:
+            raw = self._raw[indices.numpy()]
+        inputs = torch.from_numpy(ingest(self._spec, raw)).to(self._device)
         return inputs, self._targets.index_select(0, indices.to(self._device))
 
     def relabel(self, indices: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> None:

@@ -12,6 +12,7 @@ Not here: frozen, shared or hooked layers, and layers of other kinds; `kernels.k
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
 import torch
@@ -31,7 +32,7 @@ class _Layer(Protocol):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The output, which stays as it is until the next `forward`; `x` must, too."""
 
-    def backward(self, d: torch.Tensor, keep: float) -> torch.Tensor:
+    def backward(self, d: torch.Tensor) -> torch.Tensor:
         """From the gradient of the output, which may be overwritten, that of the input."""
 
 
@@ -40,8 +41,8 @@ class DenseKernel:
 
     def __init__(self, layers: list[_Layer], loss: Loss) -> None:
         self._layers = layers
-        self._linear = [layer for layer in layers if isinstance(layer, _Linear)]
-        self._linear[0].first = True
+        self.linear: Final = [layer for layer in layers if isinstance(layer, _Linear)]
+        self.linear[0].first = True
         self._loss = loss
         self._room = _Room()
         self._bound: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -54,22 +55,40 @@ class DenseKernel:
         gradients: torch.Tensor,
         keep: float = 0.0,
     ) -> torch.Tensor:
+        losses = self.propagate(vectors, inputs, targets, gradients)
+        for layer in reversed(self.linear):
+            layer.weigh(layer, keep)
+        return losses
+
+    def propagate(
+        self,
+        vectors: torch.Tensor,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        gradients: torch.Tensor,
+        share: float = 1.0,
+    ) -> torch.Tensor:
+        """The losses, and in each layer what `_Linear.weigh` makes the gradients of weights from; both times `share`,
+        of a batch that these samples are."""
         count, batch = inputs.shape[:2]
-        self._bind(vectors, gradients)
+        self.bind(vectors, gradients)
         x = inputs.reshape(batch, -1) if count == 1 else inputs.reshape(count, batch, -1)
         for layer in self._layers:
             x = layer.forward(x)
         d = self._room.of("d", x.shape, x)
         losses = self._loss(x.view(count, batch, -1), targets, d.view(count, batch, -1))
+        if share != 1.0:
+            d.mul_(share)
+            losses = losses * share
         for layer in reversed(self._layers):
-            d = layer.backward(d, keep)
+            d = layer.backward(d)
         return losses
 
-    def _bind(self, vectors: torch.Tensor, gradients: torch.Tensor) -> None:
+    def bind(self, vectors: torch.Tensor, gradients: torch.Tensor) -> None:
         """Making views takes longer than a small product; a peer comes with the same vectors each time."""
         if self._bound is not None and _same(vectors, self._bound[0]) and _same(gradients, self._bound[1]):
             return
-        for layer in self._linear:
+        for layer in self.linear:
             layer.bind(vectors, gradients)
         self._bound = vectors, gradients  # held, so that nothing else comes to lie at their addresses
 
@@ -116,6 +135,17 @@ def _plain(layer: nn.Module) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class Part:
+    """Of a layer's parameters: some rows of W (None: all, of all models), and the bias or not."""
+
+    rows: slice | None
+    bias: bool
+
+
+WHOLE: Final = Part(None, bias=True)
+
+
 class _Linear:
     """`y = x W + b`, where W (inputs, outputs) is the transpose that `flat` keeps."""
 
@@ -148,18 +178,37 @@ class _Linear:
             return (torch.addmm if one else torch.baddbmm)(self._bias, x, self._weight, out=y)
         return (torch.mm if one else torch.bmm)(x, self._weight, out=y)
 
-    def backward(self, d: torch.Tensor, keep: float) -> torch.Tensor:
-        one = d.dim() == 2
-        gradient, across = self._weight_gradient, self._x.transpose(-1, -2)
-        (torch.addmm if one else torch.baddbmm)(gradient, across, d, beta=keep, out=gradient)
-        if self._has_bias:
-            # As a product with ones: adding up the rows takes three times as long.
-            gradient, across = self._bias_gradient, self._ones.expand(*d.shape[:-2], 1, -1)
-            (torch.addmm if one else torch.baddbmm)(gradient, across, d, beta=keep, out=gradient)
+    def backward(self, d: torch.Tensor) -> torch.Tensor:
+        self._d = d  # stays as it is: layers before this one write into `out`
         if self.first:
             return d  # nobody asks for the gradient of the samples
         out = self._room.of("d", self._x.shape, d)
-        return (torch.mm if one else torch.bmm)(d, self._weight.transpose(-1, -2), out=out)
+        return (torch.mm if d.dim() == 2 else torch.bmm)(d, self._weight.transpose(-1, -2), out=out)
+
+    def weigh(self, source: _Linear, keep: float, part: Part = WHOLE) -> None:
+        """Adds what `source`, this layer or its twin of another worker, found for its samples to `keep` times the
+        gradient of part of the parameters."""
+        x, d = source._x, source._d
+        add = torch.addmm if d.dim() == 2 else torch.baddbmm
+        gradient = self._weight_gradient
+        if part.rows is not None:
+            x, gradient = x[:, part.rows], gradient[part.rows]
+        add(gradient, x.transpose(-1, -2), d, beta=keep, out=gradient)
+        if self._has_bias and part.bias:
+            # As a product with ones: adding up the rows takes three times as long.
+            ones = source._ones.expand(*d.shape[:-2], 1, -1)
+            add(self._bias_gradient, ones, d, beta=keep, out=self._bias_gradient)
+
+    def part(self, index: int, count: int, *, bias: bool) -> Part:
+        """One of `count` parts, of one model; with or without all of the bias."""
+        return Part(slice(self._inputs * index // count, self._inputs * (index + 1) // count), bias)
+
+    def ranges(self, part: Part) -> list[slice]:
+        """Where the part lies in the vector."""
+        rows = part.rows or slice(0, self._inputs)
+        middle = self._offset + self._inputs * self._outputs
+        weights = slice(self._offset + rows.start * self._outputs, self._offset + rows.stop * self._outputs)
+        return [weights, *[slice(middle, middle + self._outputs)] * (self._has_bias and part.bias)]
 
 
 class _Activation:
@@ -172,7 +221,7 @@ class _Activation:
         self._forward(x, self._y)
         return self._y
 
-    def backward(self, d: torch.Tensor, keep: float) -> torch.Tensor:
+    def backward(self, d: torch.Tensor) -> torch.Tensor:
         self._backward(d, self._y)
         return d
 
@@ -188,7 +237,7 @@ class _Dropout:
         self._mask = self._room.of("mask", x.shape, x).bernoulli_(1 - self._p).mul_(1 / (1 - self._p))
         return torch.mul(x, self._mask, out=self._room.of("y", x.shape, x))
 
-    def backward(self, d: torch.Tensor, keep: float) -> torch.Tensor:
+    def backward(self, d: torch.Tensor) -> torch.Tensor:
         return d.mul_(self._mask)
 
 

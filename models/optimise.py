@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 
@@ -35,11 +35,20 @@ class FlatSgd:
         self._velocity = flat.gradient
         self._sgd = sgd
         self.keep = sgd.momentum
+        self.step = self.step_of([slice(None)])
 
-    def step(self) -> None:
-        if self._sgd.weight_decay:
-            self._velocity.add_(self._values, alpha=self._sgd.weight_decay)
-        self._values.add_(self._velocity, alpha=-self._sgd.learning_rate)
+    def step_of(self, ranges: Iterable[slice]) -> Callable[[], None]:
+        """What takes the step for some ranges of the parameters alone."""
+        parts = [(self._values[place], self._velocity[place]) for place in ranges]
+        decay, rate = self._sgd.weight_decay, self._sgd.learning_rate
+
+        def step() -> None:
+            for values, velocity in parts:
+                if decay:
+                    velocity.add_(values, alpha=decay)
+                values.add_(velocity, alpha=-rate)
+
+        return step
 
     def reset(self) -> None:
         self._velocity.zero_()

@@ -74,10 +74,10 @@ class ServedModel:
 
     layout: Layout
 
-    def use_cores(self, threads: int, workers: int = 0) -> Split:
-        """Predictions use all threads in each operation."""
+    def use_cores(self, threads: int, workers: int = 0) -> tuple[Split, dict[Split, float]]:
+        """Predictions use all threads in each operation; there is nothing to measure."""
         torch.set_num_threads(threads)
-        return Split(1, threads)
+        return Split(1, threads), {}
 
     @property
     def batch(self) -> int:

@@ -31,7 +31,7 @@ from gossipml.models.compression import Form, packed_size, parse_form, unpack_in
 from gossipml.models.dataset import LocalData, Targets
 from gossipml.models.feedback import Outgoing
 from gossipml.models.flat import build_flat
-from gossipml.models.kernels_split import Split, choose_split, make_kernel
+from gossipml.models.kernels_split import Split, choose_split, make_steps
 from gossipml.models.merger import Merger
 from gossipml.models.optimise import OuterStep, make_optimiser
 from gossipml.models.predict import Forward
@@ -69,13 +69,14 @@ class LocalTrainer:
         self._x = self._flat.vector
         self._average = self._x.clone()
         self._answering = Answering(spec, self._flat, self._device)
-        self._kernel = make_kernel(spec, self._flat, Split(1, torch.get_num_threads()))
         self._optimiser = make_optimiser(self._flat, spec, tuning)
         self._outer = OuterStep(tuning.outer, self._x[: self._flat.parameter_count]) if tuning.outer else None
         self._train = Samples(spec, data.train, self._device)
         self._validation = Samples(spec, data.validation, self._device)
         self._test = Samples(spec, data.test, self._device)
         self._order = ShuffledOrder(len(self._train), tuning.batch or spec.batch, seed)
+        split = Split(1, torch.get_num_threads())
+        self._steps = make_steps(spec, self._flat, split, self._optimiser, self._train)
         self._unevenness = _distance_of_classes(data.train.targets, data.test.targets)
         self._incoming = np.empty(self.layout.size, dtype=np.float32)
         self._merger = Merger(tuning.merge, coordinates_of(self._flat.module))
@@ -91,19 +92,17 @@ class LocalTrainer:
 
     layout: Layout
 
-    def use_cores(self, threads: int, workers: int = 0) -> Split:
+    def use_cores(self, threads: int, workers: int = 0) -> tuple[Split, dict[Split, float]]:
         """Trains with so many threads from now on, and says how; 0 workers: as is fastest here, which takes a second
-        to find out where there is a choice. UserError when the model cannot be trained by more than one worker."""
-        if workers:
-            split = Split(workers, max(1, threads // workers))
-        elif self.on_cpu:
-            inputs, targets = self._train.between(0, self._order.batch)
-            split = choose_split(self.spec, self._flat, inputs, targets, threads)
-        else:
-            split = Split(1, threads)
+        to find out where there is a choice: the seconds of a step for each way that was tried. UserError when the model
+        cannot be trained by more than one worker."""
+        measured: dict[Split, float] = {}
+        split = Split(workers or 1, max(1, threads // (workers or 1)))
+        if not workers and self.on_cpu:
+            split, measured = choose_split(self.spec, self._flat, self._train, self._order.batch, threads)
         torch.set_num_threads(split.threads)
-        self._kernel = make_kernel(self.spec, self._flat, split)
-        return split
+        self._steps = make_steps(self.spec, self._flat, split, self._optimiser, self._train)
+        return split, measured
 
     # Training
 
@@ -117,15 +116,7 @@ class LocalTrainer:
 
     def step(self) -> None:
         """One optimiser step on the next batch."""
-        inputs, targets = self._train.at(self._order.next_indices())
-        self._loss += self._kernel.accumulate(
-            self._x.unsqueeze(0),
-            inputs.unsqueeze(0),
-            targets.unsqueeze(0),
-            self._flat.gradient.unsqueeze(0),
-            self._optimiser.keep,
-        )
-        self._optimiser.step()
+        self._loss += self._steps.take(self._order.next_indices())
         self._loss_steps += 1
         self.steps += 1
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from gossipml.models.hosting import Hosting, Request
+    from gossipml.models.kernels_split import Split
     from gossipml.models.predict import Forward, Written
     from gossipml.models.serving import ServedModel
     from gossipml.models.trainer import Evaluation
@@ -232,7 +233,7 @@ class _Worker:
         tuning = _read_tuning(codec.as_map(fields["tuning"]))
         self._model, where = _make_model(spec, local, network, seed * 1_000_003 + part.index, device, tuning)
         self._hosting = _make_hosting(network, threads, device)
-        used = self._model.use_cores(threads, workers)
+        used, measured = self._model.use_cores(threads, workers)
         layout = self._model.layout
         return {
             "layout": {
@@ -248,6 +249,7 @@ class _Worker:
             "device": where,
             "workers": used.workers,
             "threads": used.threads,
+            "cores": f"{used}, {_describe_times(measured) if measured else 'as asked for'}",
         }
 
     def _serve(self, fields: Fields) -> Reply:
@@ -489,6 +491,11 @@ def _train(trainer: LocalTrainer, steps: int, encoding: str) -> Job:
         return reply, trainer.snapshot(encoding) if encoding else b""
     except LocalError:  # such parameters are never sent; whoever asks for them alone is told why
         return reply, b""
+
+
+def _describe_times(measured: dict[Split, float]) -> str:
+    times = (f"{1e3 * seconds:.2f} ms with {split}" for split, seconds in measured.items())
+    return f"measured: a step takes {', '.join(times)}"
 
 
 def _evaluate(trainer: LocalTrainer) -> Job:

@@ -58,6 +58,8 @@ class WorkerInfo:
     device: str
     workers: int
     threads: int
+    cores: str
+    """How it uses them and why, in words."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ class WorkerTrainer(Predictor):
         ok, _ = await self.channel.ask("configure", asked)
         self.info = info = _read_info(ok)
         if info.workers > 1 or config.threads > 1:
-            log.info("training of %s uses %d workers with %d threads each", config.model, info.workers, info.threads)
+            log.info("training of %s uses %s", config.model, info.cores)
 
 
 def _tuning(config: PeerConfig) -> dict[str, object]:
@@ -278,6 +280,7 @@ def _read_info(ok: Fields) -> WorkerInfo:
         device=codec.get_str(ok, "device"),
         workers=codec.get_int(ok, "workers"),
         threads=codec.get_int(ok, "threads"),
+        cores=codec.get_str(ok, "cores", limit=1024),
     )
 
 
