@@ -53,7 +53,8 @@ class Found:
 
 
 def scenario_of(model: str, source: str, peers: int, rounds: int) -> Scenario:
-    return Scenario(
+    """An epoch is as many whole batches as hold all samples of a node; gossipy's last one is smaller instead."""
+    own = Scenario(
         "simulator",
         peers=peers,
         rounds=rounds,
@@ -66,11 +67,12 @@ def scenario_of(model: str, source: str, peers: int, rounds: int) -> Scenario:
         seeds=(SEED,),
         train=Train(batch=BATCH, learning_rate=RATE),
     )
+    _, data = model_and_data(model, source, own.train)
+    each = max(map(len, parts_of(data, own.split, peers, SEED)))
+    return replace(own, train=replace(own.train, batch=min(BATCH, each), steps=-(-each // BATCH)))
 
 
 def ours(scenario: Scenario, device: str) -> Found:
-    _, data = model_and_data(scenario.model, scenario.data, scenario.train)
-    samples = sum(map(len, parts_of(data, scenario.split, scenario.peers, SEED)))
     accuracy: dict[int, float] = {}
     seconds = updates = 0.0
     start: float | None = None
@@ -82,7 +84,8 @@ def ours(scenario: Scenario, device: str) -> Found:
             seconds += time.perf_counter() - start
             start = None
     rounds = max(accuracy)
-    return Found(updates / seconds, samples * rounds / seconds, accuracy, rounds)
+    rate = updates / seconds
+    return Found(rate, rate * scenario.train.steps * scenario.train.batch, accuracy, rounds)
 
 
 def gossipys(scenario: Scenario, limit: float, threads: int) -> Found | None:

@@ -1,7 +1,8 @@
 """Takes what neighbours sent into our parameters by the chosen rule, with what the rule remembers of the past.
 
-`take` merges one model at once: `clipping`, `age`, `mean`, `slerp`; gossip gives the weight. `take_together` merges
-several at once, for the rules that compare them: trimmed mean, median, Krum.
+`take` merges one model at once: `clipping`, `age`, `mean`, `slerp`; gossip gives the weight; `take_rows` does it for
+many peers, one model at each. `take_together` merges several at once, for the rules that compare them: trimmed mean,
+median, Krum.
 
 Clipping moves us no further than `factor` times the usual (median) distance, and leaves a model out that is STRAY
 times as far away as usual and by STRAY_NORM of our own norm: no honest neighbour is, but who has been away for long.
@@ -55,30 +56,7 @@ class Merger:
         `m` is finite; it holds that share of a model's parameters and all its buffers, and equals x elsewhere: the
         distance is what it would be were all parameters as far away as those.
         """
-        check_weight(weight)
-        if fault := self._fault(m):
-            return fault
-        own = _length(x[: self._split])
-        if not math.isfinite(own):
-            return NOT_FINITE
-        target = slerp(x, m, weight, self._split) if self.rule.name == "slerp" else None
-        m -= x  # from here on the difference
-        distance = _length(m[: self._split]) / math.sqrt(share)
-        if target is not None:
-            x[:] = target
-        elif self.rule.name == "clipping":
-            usual = self._bound.usual
-            slack = min(PART_SLACK, share**-0.5)
-            bound = self._bound.bound(own) * slack
-            self._bound.learn(distance)
-            if usual is not None and distance > max(self._stray * slack * usual, STRAY_NORM * own):
-                times = f"{distance / usual:.0f} times" if usual else "much"
-                return MergeReport(False, f"left out: its model is {times} as far from ours as usual", distance)
-            self._move(x[: self._split], m[: self._split], weight * clipping_factor(distance, bound))
-            self._merge_buffers(x[self._split :], m[self._split :], weight)
-        else:
-            self._move(x, m, weight)
-        return MergeReport(True, "", distance)
+        return take_rows([self], x[None], m[None], [weight], share)[0]
 
     def take_together(self, x: A, models: Sequence[A]) -> list[MergeReport]:
         """x <- the rule of x and all `models` (P,), which are finite; a report for each of them."""
@@ -87,7 +65,7 @@ class Merger:
         reports: list[MergeReport] = []
         stack = [x]
         for model in models:
-            fault = self._fault(model)
+            fault = self._fault(model, _length(model))
             reports.append(fault or MergeReport(True, "", _length((model - x)[: self._split])))
             if fault is None:
                 stack.append(model)
@@ -97,28 +75,105 @@ class Merger:
         x[:] = merge(self.rule, _stacked(stack), coordinates=self._coordinates)
         return reports
 
-    def _fault(self, m: A) -> MergeReport | None:
-        """What is wrong with values that no honest peer sends."""
+    def _fault(self, m: A, length: float) -> MergeReport | None:
+        """What is wrong with values, of that norm, that no honest peer sends."""
         try:
             check_variances(m, self._coordinates)
         except RemoteError as error:
             return MergeReport(False, str(error), 0.0, fault=True)
-        if not math.isfinite(_length(m)):  # SLERP and Krum would make NaN of it
+        if not math.isfinite(length):  # SLERP and Krum would make NaN of it
             return MergeReport(False, "its values are so large that their squares overflow", 0.0, fault=True)
         return None
 
-    def _merge_buffers(self, x: A, difference: A, weight: float) -> None:
-        if len(x):
-            length = _length(difference)
-            self._move(x, difference, weight * clipping_factor(length, self._buffers_bound.bound(_length(x))))
-            self._buffers_bound.learn(length)
+    def _factor(self, weight: float, own: float, distance: float, share: float) -> float | str:
+        """By how much to go towards a model at that distance; text: it is left out, for that reason."""
+        if self.rule.name != "clipping":
+            return weight
+        usual = self._bound.usual
+        slack = min(PART_SLACK, share**-0.5)
+        bound = self._bound.bound(own) * slack
+        self._bound.learn(distance)
+        if usual is not None and distance > max(self._stray * slack * usual, STRAY_NORM * own):
+            times = f"{distance / usual:.0f} times" if usual else "much"
+            return f"left out: its model is {times} as far from ours as usual"
+        return weight * clipping_factor(distance, bound)
 
-    def _move(self, x: A, difference: A, weight: float) -> None:
-        if is_numpy(x):
-            difference *= np.float32(weight)
-            x += difference
-        else:
-            x.add_(difference, alpha=weight)
+    def _buffers_factor(self, weight: float, own: float, distance: float) -> float:
+        bound = self._buffers_bound.bound(own)
+        self._buffers_bound.learn(distance)
+        return weight * clipping_factor(distance, bound)
+
+
+def take_rows(mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], share: float = 1.0) -> list[MergeReport]:
+    """`Merger.take` of N peers at once, each with its own merger, all of one rule: x and m are (N, P)."""
+    first = mergers[0]
+    split, rule = first._split, first.rule.name
+    for weight in weights:
+        check_weight(weight)
+    owns = _lengths(x[:, :split])
+    refused = {place: NOT_FINITE for place, own in enumerate(owns) if not math.isfinite(own)}
+    for place, length in enumerate(_lengths(m)):
+        if fault := first._fault(m[place], length):
+            refused[place] = fault
+    if refused:
+        others = [place for place in range(len(x)) if place not in refused]
+        if others:
+            own = x[others]
+            found = take_rows(
+                [mergers[place] for place in others], own, m[others], [weights[place] for place in others], share
+            )
+            x[others] = own
+            refused |= zip(others, found, strict=True)
+        return [refused[place] for place in range(len(x))]
+    target = slerp(x, m, np.array(weights), split) if rule == "slerp" else None
+    m -= x  # from here on the differences
+    distances = [length / math.sqrt(share) for length in _lengths(m[:, :split])]
+    if target is not None:
+        x[:] = target
+        return [MergeReport(True, "", distance) for distance in distances]
+    moves = [
+        merger._factor(weight, own, distance, share)
+        for merger, weight, own, distance in zip(mergers, weights, owns, distances, strict=True)
+    ]
+    factors = [0.0 if isinstance(move, str) else move for move in moves]
+    if rule == "clipping" and split < x.shape[-1]:
+        lengths = zip(mergers, weights, moves, _lengths(x[:, split:]), _lengths(m[:, split:]), strict=True)
+        _move(
+            x[:, split:],
+            m[:, split:],
+            [
+                0.0 if isinstance(move, str) else merger._buffers_factor(weight, own, distance)
+                for merger, weight, move, own, distance in lengths
+            ],
+        )
+        _move(x[:, :split], m[:, :split], factors)
+    else:
+        _move(x, m, factors)
+    return [
+        MergeReport(not isinstance(move, str), move if isinstance(move, str) else "", distance)
+        for move, distance in zip(moves, distances, strict=True)
+    ]
+
+
+def _move(x: A, differences: A, factors: Sequence[float]) -> None:
+    """x (N, P) += each factor times its difference, which is used up."""
+    if is_numpy(x):
+        differences *= np.array(factors, np.float32)[:, None]
+        x += differences
+    elif len(x) == 1:
+        x.add_(differences, alpha=factors[0])
+    else:
+        x.addcmul_(differences, x.new_tensor(factors)[:, None])
+
+
+def _lengths(rows: A) -> list[float]:
+    """L2 norms of (N, P), without a temporary of that size; numpy: dot products take a tenth of squaring and adding."""
+    if is_numpy(rows):
+        return [_length(row) for row in rows]
+    import torch  # somebody has made tensors of it
+
+    lengths: list[float] = torch.linalg.vector_norm(rows, dim=-1).tolist()
+    return lengths
 
 
 def _length(vector: A) -> float:

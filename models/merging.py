@@ -34,20 +34,18 @@ class ClippingBound:
     def __init__(self, factor: float = FACTOR) -> None:
         self._factor = factor
         self._norms: deque[float] = deque(maxlen=WINDOW)
-
-    @property
-    def usual(self) -> float | None:
+        self.usual: float | None = None
         """The median distance; None before LEARNT exchanges."""
-        return statistics.median(self._norms) if len(self._norms) >= LEARNT else None
 
     def bound(self, own_norm: float) -> float:
         """The largest difference that is merged whole. `own_norm` serves until enough has been seen."""
-        usual = self.usual
-        return own_norm if usual is None else max(self._factor * usual, FLOOR * own_norm)
+        return own_norm if self.usual is None else max(self._factor * self.usual, FLOOR * own_norm)
 
     def learn(self, norm: float) -> None:
         """Remember the norm of a difference, as it was before clipping."""
         self._norms.append(norm)
+        if len(self._norms) >= LEARNT:
+            self.usual = statistics.median(self._norms)
 
 
 def clipping_factor(length: float, bound: float) -> float:

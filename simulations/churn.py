@@ -5,21 +5,17 @@ back; what was under way to it is lost. Random sessions are exponential, as in R
 Handling churn in a DHT (USENIX 2004), and begin in the steady state: a peer is there at the start with probability
 up / (up + down).
 
-A trace is a CSV file of `peer,from,to`, in seconds: the peer is there in that time. Peers that it does not name are
-always there. Intervals of one peer must not overlap.
+Peers that a trace (`traces`) does not name are always there.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from random import Random
 
 from gossipml.errors import UserError
 
-MAX_TRACE = 64 << 20  # bytes
 MAX_CHANGES = 20_000_000  # bounds what a mean session of a millisecond would allocate
 
 
@@ -74,41 +70,13 @@ def joining_late(presence: Presence, joins: dict[int, float]) -> Presence:
     return Presence(first, sorted(kept))
 
 
-def read_trace(path: Path, peers: int) -> Presence:
-    """UserError names the line that is wrong, and what would be right."""
-    try:
-        if path.stat().st_size > MAX_TRACE:
-            raise UserError(f"the churn trace {str(path)!r} is larger than {MAX_TRACE >> 20} MiB")
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the churn trace {str(path)!r} cannot be read: {error}") from None
-    intervals: dict[int, list[tuple[float, float, int]]] = {}
-    for number, line in enumerate(lines, 1):
-        words = [word.strip() for word in line.partition("#")[0].split(",")]
-        if words == [""] or (number == 1 and words[0] == "peer"):
-            continue
-        try:
-            peer, start, stop = int(words[0]), float(words[1]), float(words[2])
-            right = len(words) == 3 and 0 <= peer < peers and 0 <= start < stop  # NaN compares false
-        except (ValueError, IndexError):
-            right = False
-        if not right:
-            raise UserError(
-                f"{path}, line {number}: {line.strip()[:60]!r}; write peer,from,to: a peer from 0 to {peers - 1} and "
-                "two times in seconds, the first the lesser"
-            )
-        intervals.setdefault(peer, []).append((start, stop, number))
+def from_trace(times: dict[int, list[tuple[float, float]]], peers: int) -> Presence:
+    """What `traces.read_presence` has read."""
     first = [True] * peers
     changes = []
-    for peer, times in intervals.items():
-        times.sort()
-        first[peer] = times[0][0] == 0.0
-        for (_, stop, _), (start, _, number) in pairwise(times):
-            if start < stop:
-                raise UserError(
-                    f"{path}, line {number}: peer {peer} is already there until {stop:g} s; let it go first"
-                )
-        for start, stop, _ in times:
+    for peer, stretches in times.items():
+        first[peer] = stretches[0][0] == 0.0
+        for start, stop in stretches:
             changes += [Change(start, peer, True)] if start > 0 else []
             changes += [Change(stop, peer, False)] if math.isfinite(stop) else []
     return Presence(first, sorted(changes))

@@ -18,12 +18,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 from gossipml.errors import UserError
-
-MAX_TRACE = 64 << 20  # bytes of a file: some eight million measurements
 
 Draw = Callable[[Random], float]
 
@@ -46,31 +43,6 @@ def heavy_tailed(median: float, sigma: float) -> Draw:
 
 def from_trace(seconds: Sequence[float]) -> Draw:
     return lambda rng: seconds[int(rng.random() * len(seconds))]
-
-
-def read_trace(path: Path) -> list[float]:
-    """Delays in seconds, one a line; `#` begins a comment. UserError names the line that holds none."""
-    try:
-        if path.stat().st_size > MAX_TRACE:
-            raise UserError(f"the delay trace {str(path)!r} is larger than {MAX_TRACE >> 20} MiB")
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the delay trace {str(path)!r} cannot be read: {error}") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        word = line.partition("#")[0].strip()
-        if not word:
-            continue
-        try:
-            seconds = float(word)
-        except ValueError:
-            seconds = -1.0
-        if not 0 <= seconds < math.inf:
-            raise UserError(f"{path}, line {number}: {word[:40]!r} is no delay in seconds")
-        found.append(seconds)
-    if not found:
-        raise UserError(f"the delay trace {str(path)!r} holds no delay")
-    return found
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,11 @@ from gossipml.models.compression import Form, packed_size, parse_form, received,
 from gossipml.models.encoding import MAX_MAGNITUDE
 from gossipml.models.feedback import Outgoing
 from gossipml.models.merge_rules import MergeRule
-from gossipml.models.merger import Merger
+from gossipml.models.merger import Merger, take_rows
 from gossipml.models.trainer import MergeReport
 from gossipml.simulations.population_training import Threads
 
 CHUNK_BYTES = 1 << 20  # of models that are rounded at once: with two or three intermediate ones they fit the cache
-AT_ONCE = 16  # merges that a thread takes at a time
 REFUSED = MergeReport(False, f"holds values that are not finite, or beyond {MAX_MAGNITUDE:g}", 0.0, fault=True)
 
 
@@ -142,37 +141,55 @@ class Mixer:
     def merge(self, merges: Sequence[Merging]) -> list[MergeReport]:
         """At most one for each receiver; what became of each."""
         found = [REFUSED] * len(merges)
+        alike: dict[Form, list[int]] = {}
+        for place, each in enumerate(merges):
+            alike.setdefault(each.form, []).append(place)
 
-        def job(places: range) -> None:
-            for place in places:
-                each = merges[place]
-                incoming = self._incoming(each)
-                if incoming is not None:
-                    own = self.x[each.receiver]
-                    found[place] = self._mergers[each.receiver].take(own, incoming, each.weight, each.form.share)
+        def job(places: list[int]) -> None:
+            form = merges[places[0]].form
+            receivers = torch.tensor([merges[place].receiver for place in places], device=self.x.device)
+            own = self.x[receivers]
+            models = self._incoming([merges[place].row for place in places], own, form)
+            good = self._good(models)
+            if not all(good):
+                places = [place for place, right in zip(places, good, strict=True) if right]
+                receivers, own, models = receivers[good], own[good], models[good]
+            if places:
+                mergers = [self._mergers[merges[place].receiver] for place in places]
+                reports = take_rows(mergers, own, models, [merges[place].weight for place in places], form.share)
+                self.x[receivers] = own
+                for place, report in zip(places, reports, strict=True):
+                    found[place] = report
 
-        self._threads.map(job, [range(a, min(a + AT_ONCE, len(merges))) for a in range(0, len(merges), AT_ONCE)])
+        chunks = [places[a : a + self._most] for places in alike.values() for a in range(0, len(places), self._most)]
+        self._threads.map(job, chunks)
         return found
 
     def merge_together(self, receiver: int, merges: Sequence[Merging]) -> list[MergeReport]:
         """By a rule that compares models; a report for each."""
-        read = [self._incoming(each) for each in merges]
-        good = [model for model in read if model is not None]
-        reports = iter(self._mergers[receiver].take_together(self.x[receiver], good))
-        return [REFUSED if model is None else next(reports) for model in read]
+        own = self.x[receiver]
+        read = [self._incoming([each.row], own[None], each.form)[0] for each in merges]
+        right = [self._good(model[None])[0] for model in read]
+        good = [model for model, is_good in zip(read, right, strict=True) if is_good]
+        reports = iter(self._mergers[receiver].take_together(own, good))
+        return [next(reports) if is_good else REFUSED for is_good in right]
 
-    def _incoming(self, merging: Merging) -> torch.Tensor | None:
-        """The model (P,) that the receiver decodes, a new one; None when it would refuse its values."""
-        row, own, form = self.pool.rows[merging.row], self.x[merging.receiver], merging.form
+    def _incoming(self, rows: Sequence[int], own: torch.Tensor, form: Form) -> torch.Tensor:
+        """The models (N, P), new ones, that receivers with `own` (N, P) decode from these rows of the pool."""
+        sent = self.pool.rows[torch.tensor(rows, device=own.device)]
         if form.share == 1.0:
-            model = row.clone()
-        elif has_state(form):
-            model = torch.where(row.isnan(), own, row)
-        else:
-            model = received(form, row, own, exact=self._coordinates.buffers)
-        if self._doubtful and not float(model.abs().max()) <= MAX_MAGNITUDE:  # NaN compares false
-            return None
-        return model
+            return sent
+        if has_state(form):
+            return torch.where(sent.isnan(), own, sent)
+        models: torch.Tensor = received(form, sent, own, exact=self._coordinates.buffers)
+        return models
+
+    def _good(self, models: torch.Tensor) -> list[bool]:
+        """Which of (N, P) their receivers would not refuse for their values; only liars send others."""
+        if not self._doubtful:
+            return [True] * len(models)
+        fine: list[bool] = (models.abs().amax(-1) <= MAX_MAGNITUDE).tolist()  # NaN compares false
+        return fine
 
 
 def spread(x: torch.Tensor, peers: Sequence[int]) -> tuple[torch.Tensor, float, float]:

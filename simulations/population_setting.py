@@ -32,6 +32,7 @@ from gossipml.simulations.network import Cut, Links
 from gossipml.simulations.population_engine import Pace
 from gossipml.simulations.scenario import Scenario, Train
 from gossipml.simulations.topology import Graph
+from gossipml.simulations.traces import read_delays, read_presence
 
 
 def device_of(name: str) -> torch.device:
@@ -141,7 +142,7 @@ def links_of(scenario: Scenario, seed: int) -> Links:
         case "heavy-tailed":
             delay = network.heavy_tailed(own.seconds, own.spread)
         case _:
-            delay = network.from_trace(network.read_trace(Path(own.file).expanduser()))
+            delay = network.from_trace(read_delays(own.file).tolist())
     cuts = []
     for partition in scenario.partition:
         ends = np.rint(np.cumsum(partition.groups)[:-1] * scenario.peers).astype(int)
@@ -154,7 +155,7 @@ def links_of(scenario: Scenario, seed: int) -> Links:
 def presence_of(scenario: Scenario, seed: int) -> churn.Presence:
     peers, own = scenario.peers, scenario.churn
     if own.file:
-        presence = churn.read_trace(Path(own.file).expanduser(), peers)
+        presence = churn.from_trace(read_presence(own.file, peers), peers)
     elif own.up:
         presence = churn.exponential(peers, own.up, own.down, scenario.seconds, Random(f"churn {seed}"))
     else:

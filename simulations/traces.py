@@ -21,13 +21,14 @@ def read_delays(file: str) -> NDArray[np.float64]:
     """Seconds, in the order of the file: one number a line, or the first of several."""
     delays = [_numbers(line, where, 1)[0] for line, where in _lines(file)]
     for number, delay in enumerate(delays, 1):
-        if delay < 0:
-            raise UserError(f"{file}: the delay number {number} is {delay:g} s; delays are not below 0")
+        if not 0 <= delay < math.inf:
+            raise UserError(f"{file}: the delay number {number} is {delay:g} s; delays are finite and not below 0")
     return np.array(delays)
 
 
 def read_presence(file: str, peers: int) -> dict[int, list[tuple[float, float]]]:
-    """For each peer in the file when it is there, ascending: lines `peer,from,to`, peers counted from 0."""
+    """For each peer in the file when it is there, ascending: lines `peer,from,to`, peers counted from 0; the last `to`
+    may be inf."""
     presence: dict[int, list[tuple[float, float]]] = {}
     for line, where in _lines(file):
         peer, start, end = _numbers(line, where, 3)
@@ -71,6 +72,6 @@ def _numbers(line: str, where: str, count: int) -> list[float]:
 
 def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        return not math.isnan(float(text))
     except ValueError:
         return False
