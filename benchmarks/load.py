@@ -63,9 +63,17 @@ class _Client:
 
 
 def run_load(
-    host: str, port: int, request: Callable[[int], bytes], *, connections: int, seconds: float, warm: float = 1.0
+    host: str,
+    port: int,
+    request: Callable[[int], bytes],
+    *,
+    connections: int,
+    seconds: float,
+    warm: float = 1.0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Load:
-    """Ask for `seconds`, after `warm` seconds that do not count. `request(n)` is what connection n asks."""
+    """Ask for `seconds`, or until `stop()`, after `warm` seconds that do not count. `request(n)` is what connection n
+    asks."""
     selector, load = selectors.DefaultSelector(), Load()
     for number in range(connections):
         client = _Client(host, port, request(number))
@@ -73,8 +81,8 @@ def run_load(
         client.ask()
     begun = perf_counter() + warm
     end = begun + seconds
-    while selector.get_map() and (now := perf_counter()) < end:
-        for key, _ in selector.select(end - now):
+    while selector.get_map() and (now := perf_counter()) < end and not stop():
+        for key, _ in selector.select(min(1.0, end - now)):
             client = key.data
             try:
                 status = client.status()

@@ -34,6 +34,7 @@ from gossipml.peer.asking_stream import Answerer, Asker, AskingConfig, Busy
 log = logging.getLogger("gossipml.routing")
 
 FORMS: dict[str, Form] = {"json": "json", "picture": "picture", "csv": "csv", "infer": "infer"}
+STATUS: dict[w.Code, int] = {"input": 400, "unknown": 404, "busy": 503}  # of HTTP, in the audit log
 
 MAX_FORWARDED = 1024  # predictions that we wait for at others
 FRESH_SECONDS = 10.0  # who has a model is looked up anew, without waiting for it, when it is older
@@ -141,28 +142,31 @@ class Routing:
 
     async def _answer_for(self, peer: PeerId, ask: w.Ask, body: bytes) -> tuple[w.FromAnswerer, bytes]:
         begun = self._now()
+        answer, data = await self._compute(ask, body)
+        match answer:
+            case w.Answer(_, json_size):
+                self.stats.served += 1
+                status, told, head = 200, data, len(data) if json_size is None else json_size
+            case w.No(code, reason):
+                status, told, head = STATUS[code], reason.encode(), 0
+        seconds = self._now() - begun
+        self._record(Prediction(f"asked by {short_peer_id(peer)}", ask.model, status, seconds, body, told, head))
+        return answer, data
+
+    async def _compute(self, ask: w.Ask, body: bytes) -> tuple[w.FromAnswerer, bytes]:
         request = PredictRequest(FORMS[ask.form], body, ask.json_size, ask.version, ask.wait)
-        status, data, answer = 200, b"", None
         try:
             found = await self._local.predict(ask.model, request)
-            data = found.body
-            answer = w.Answer(found.version, found.json_size, self._local.waiting, len(data))
+            return w.Answer(found.version, found.json_size, self._local.waiting, len(found.body)), found.body
         except UserError as error:
-            status, no = 400, w.No("input", str(error))
+            return w.No("input", str(error)), b""
         except UnknownModel as error:
-            status, no = 404, w.No("unknown", str(error))
+            return w.No("unknown", str(error)), b""
         except NotReady as error:
-            status, no = 503, w.No("busy", str(error), error.retry_after)
+            return w.No("busy", str(error), error.retry_after), b""
         except Exception:
             log.exception("a prediction of %s that another peer asked for failed", ask.model)
-            status, no = 500, w.No("busy", "gossipml failed inside; the log of that peer says more", 1)
-        told = data if answer is not None else no.reason.encode()
-        seconds, head = self._now() - begun, len(data) if ask.json_size is None else 0
-        if answer is not None:
-            self.stats.served += 1
-            head = len(data) if answer.json_size is None else answer.json_size
-        self._record(Prediction(f"asked by {short_peer_id(peer)}", ask.model, status, seconds, body, told, head))
-        return (answer, data) if answer is not None else (no, b"")
+            return w.No("busy", "gossipml failed inside; the log of that peer says more", 1), b""
 
     # Asking others
 
