@@ -18,6 +18,7 @@ from gossipml.config import PeerConfig
 from gossipml.daemon.audit import Audit, AuditConfig
 from gossipml.daemon.face import Face
 from gossipml.daemon.learner import LearnerConfig
+from gossipml.daemon.routing import Routing
 from gossipml.daemon.serving import Serving
 from gossipml.daemon.worker import open_predictor
 from gossipml.env.simulated import World, run_simulation
@@ -46,6 +47,7 @@ def gathered(cluster: Cluster) -> list[Metric]:
     config = PeerConfig(model="points")
     face = Face(node, config, Serving(node, config, partial(open_predictor, config, b"network")))
     face.audit = Audit(Path("/nowhere"), node.env.clock, AuditConfig())
+    face.routing = Routing(node, face.serving)
     durations = Durations()
     durations.note("GET", "/healthz", 0.003)
     answers = Metric("gossipml_http_responses_total", "counter", "HTTP answers by status.", 1, {"code": "200"})
