@@ -58,10 +58,14 @@ class Answerers:
 
     def choose(self, candidates: Sequence[PeerId], now: float) -> PeerId | None:
         """The better of two; one that failed lately only when all have."""
-        well = [peer for peer in candidates if self._of(peer).not_before <= now] or candidates
+        well = self.well(candidates, now) or candidates
         if len(well) < 2:
             return well[0] if well else None
         return min(self._rng.sample(well, 2), key=lambda peer: self.expected(peer, now))
+
+    def well(self, peers: Iterable[PeerId], now: float) -> list[PeerId]:
+        """Those that have not failed lately."""
+        return [peer for peer in peers if self._of(peer).not_before <= now]
 
     def expected(self, peer: PeerId, now: float) -> float:
         """Seconds until one more prediction would be answered, as far as can be said."""
@@ -275,7 +279,7 @@ class Asking:
                 actions += self._next(now)
         if now >= self._hedge_at:
             self._hedge_at = math.inf
-            if self._left() and self.hedging.take():
+            if self.answerers.well(self._left(), now) and self.hedging.take():
                 self.extra += 1
                 actions += self._next(now)
         return actions

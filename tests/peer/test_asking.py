@@ -119,6 +119,14 @@ def test_a_slow_answer_is_asked_of_another_peer_and_the_first_answer_counts() ->
     assert one.answerers._of(first).under_way == one.answerers._of(second).under_way == 0
 
 
+def test_a_dead_peer_is_not_asked_because_another_is_slow() -> None:
+    known = answerers()
+    known.failed(A, 0.0)
+    one = asking(known)
+    assert peer_of(one.begin([A, B])) == B
+    assert one.handle(a.Tick(), 0.1) == [] and one.extra == 0
+
+
 def test_no_more_than_a_tenth_is_asked_twice_however_slow_all_are() -> None:
     class Fixed(a.Hedging):
         def delay(self, model: str) -> float:
