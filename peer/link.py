@@ -212,7 +212,7 @@ class Link:
                     break
                 if isinstance(event, Body):
                     self._body_done(event)
-                else:
+                elif not self._finishing:  # else it crossed our own last words
                     self._received(event, decoder)
                 if self._finishing:
                     return  # the writer sends the last words and ends the link

@@ -13,11 +13,13 @@ from gossipml.peer.protocols import PROTOCOLS
 
 from .processes import Peer, peers_of, until
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 ALONE = 0.45  # no peer that sees four digits of ten names more
+LEARNT = 0.7  # the least that the three come to, in a few seconds; more takes some forms and merges long
+PARTS = {"partitioned": ":2", "sub-sampled": ":2"}  # of 8, two receivers would get a quarter of the model a round
 CHOICES = [
-    *(("--protocol", name) for name in PROTOCOLS if not name.startswith("token-account-")),
+    *(("--protocol", name + PARTS.get(name, "")) for name in PROTOCOLS),
     ("--merge", "median", "--compression", "int4", "--optimiser", "adamw", "--learning-rate", "0.003"),
 ]
 
@@ -40,10 +42,12 @@ def test_three_processes_learn_from_each_other(
         peer.launch(*options, "--part", f"{number}/3", "--join", str(token))
     for peer in peers[1:]:
         peer.wait_until_started()
-    until(lambda: all(_learnt(peer) for peer in peers), 60, f"all three learnt with {' '.join(choice)}")
+    until(lambda: all(_learnt(peer) for peer in peers), 150, f"all three learnt with {' '.join(choice)}")
     for peer in peers:
         assert not re.search("Traceback|broke the protocol", peer.output.read_text())
-        assert [other["strikes"] for other in peer.ask("/v1/peers")["peers"]] == [0, 0]
+        others = peer.ask("/v1/peers")["peers"]
+        assert [other["strikes"] for other in others] == [0, 0]
+        assert min(other["bytes_received"] for other in others) > 10_000, "each hears of both"
         weight = peer.metric("gossipml_push_sum_weight")
         assert ("push-sum" in choice) == (weight is not None)
         assert weight is None or (math.isfinite(weight) and 0 < weight <= 3)
@@ -54,7 +58,5 @@ def test_three_processes_learn_from_each_other(
 def _learnt(peer: Peer) -> bool:
     accuracy = peer.status()["accuracy"]
     return (
-        accuracy is not None
-        and accuracy > 2 * ALONE
-        and (peer.metric('gossipml_merges_total{result="merged"}') or 0) > 10
+        accuracy is not None and accuracy > LEARNT and (peer.metric('gossipml_merges_total{result="merged"}') or 0) > 10
     )

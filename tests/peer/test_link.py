@@ -261,3 +261,14 @@ async def test_a_deaf_peer_does_not_delay_the_end(autojump_clock: trio.testing.M
         link.finish("enough of you")
     assert trio.current_time() == 1.0
     assert stream.closed
+
+
+async def test_words_that_cross_our_last_ones_are_no_breach(autojump_clock: trio.testing.MockClock) -> None:
+    """Two peers that dialled each other at once close the same one of the two sessions, each with a goodbye."""
+    async with trio.open_nursery() as nursery:
+        link, stream, notes = await opened(nursery)
+        stream.stuck = True  # our goodbye is on its way for long
+        link.finish("a second session")
+        stream.put(encode(Ping(1)) + encode(Goodbye("a second session")))
+    assert notes.faults == []
+    assert (link.end_code, link.end_reason) == ("local", "a second session")
