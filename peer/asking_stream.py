@@ -65,6 +65,9 @@ class Asker:
 
     async def ask(self, contact: Contact, ask: w.Ask, body: bytes) -> tuple[w.FromAnswerer, bytes]:
         """The peer's answer and its body. RemoteError when it broke the protocol, Busy when there is no answer."""
+        if self._credentials.membership.is_revoked(contact.peer):  # a stream may be left from before
+            await self._forget(contact.peer)
+            raise Busy("it was revoked")
         limiter = self._limits.setdefault(contact.peer, trio.CapacityLimiter(self._config.streams_peer))
         try:
             async with limiter:

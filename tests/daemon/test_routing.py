@@ -310,6 +310,28 @@ def test_garbage_on_a_stream_is_a_strike_and_ends_that_stream_alone() -> None:
     play(scenario)
 
 
+def test_who_was_revoked_is_asked_no_more_and_gets_no_answer() -> None:
+    async def scenario(net: Net) -> None:
+        await net.ask(3)
+        eve = net.node(0).credentials.identity.peer_id
+        await net.cluster.leave_order("peer-2", net.cluster.network_key.revocation(eve, made=1_800_000_000))
+        while not net.node(3).credentials.membership.is_revoked(eve):
+            await net.ask(3)
+            await trio.sleep(0.5)
+        answered = net.local[0].answered
+        for _ in range(20):
+            assert (await net.ask(3)).peer == net.peer(1)
+        assert net.local[0].answered == answered
+        await trio.sleep(30)  # until the last has heard of it
+        await net.node(0).library.remove(net.node(0).library.store.versions("made-up"))
+        answered = net.local[1].answered
+        with pytest.raises((UnknownModel, NotReady)):
+            await net.ask(0)
+        assert net.local[1].answered == answered
+
+    play(scenario)
+
+
 def test_what_a_peer_may_have_open_here_is_bounded() -> None:
     async def scenario(net: Net) -> None:
         for index in (0, 1):
