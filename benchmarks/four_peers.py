@@ -39,7 +39,7 @@ torch.set_flush_denormal(True)
 from gossipml.models.central import train_central
 from gossipml.models.data import load_source
 from gossipml.models.registry import load_spec
-result = train_central(load_spec("mnist-mlp"), load_source(sys.argv[1]), until=float(sys.argv[2]))
+result = train_central(load_spec("mnist-mlp"), load_source(sys.argv[1]), until=float(sys.argv[2]), every=LOOK)
 print(json.dumps({"seconds": result.seconds, "steps": result.steps, "accuracy": result.accuracy}))
 """
 
@@ -81,7 +81,7 @@ for rate in RATES:
 print(json.dumps(best))
 """
 RATES = (0.05, 0.1, 0.2)
-LOOK = 20  # steps: about as often as the peers are looked at
+LOOK = 20  # steps, for both: about as often as the peers are looked at
 
 
 def central(program: str, source: str, target: float) -> dict[str, float]:
@@ -158,10 +158,11 @@ def main() -> None:
     source = f"mnist:{data_folder() / 'mnist'}"
     against_own, against_plain = [], []
     plain_program = PLAIN.replace("RATES", repr(RATES)).replace("LOOK", str(LOOK))
+    own_program = CENTRAL.replace("LOOK", str(LOOK))
     for run in range(arguments.runs):  # in turn, so that all meet the same machine
         plain = central(plain_program, source, arguments.target)
         four = peers(source, arguments.target, arguments.seconds)
-        own = central(CENTRAL, source, arguments.target)
+        own = central(own_program, source, arguments.target)
         against_plain.append(four["seconds"] / plain["seconds"])
         against_own.append(four["seconds"] / own["seconds"])
         print(
