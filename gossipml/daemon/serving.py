@@ -114,6 +114,7 @@ class Serving:
 
     async def _hosting(self) -> Memory:
         """Where versions are hosted; waits for the process to start. NotReady when there can be none now."""
+        self._last = self._now()  # or else a process that starts for something else than a prediction ends at once
         if self._nursery is None:
             raise NotReady("predictions are starting; ask again in a moment", 1)
         learner = self._node.learner

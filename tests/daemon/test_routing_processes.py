@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from .test_serving import ZEROS, ask, publish
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
-OPTIONS = ("--model", "xor", "--max-rounds", "3", "--no-lan", "--replicas", "1", "--pull-after", "0")
+OPTIONS = ("--model", "xor", "--max-rounds", "3", "--no-lan", "--replicas", "1")
 
 
 @pytest.fixture
@@ -49,15 +50,25 @@ def test_every_form_of_prediction_goes_through_and_none_fails_when_a_holder_is_k
     first, second, third = (make_peer(name) for name in ("first", "second", "third"))
     first.start(*OPTIONS)
     token = str(first.token_file(tmp_path))
-    for peer in (second, third):
-        peer.launch(*OPTIONS, "--join", token)
+    second.launch(*OPTIONS, "--join", token, "--pull-after", "10")
+    third.launch(*OPTIONS, "--join", token, "--pull-after", "0")
     for peer in (second, third):
         peer.wait_until_started()
     for peer in (first, second, third):
         until(lambda peer=peer: peer.status()["age"] > 0, 60, "its own model is loaded")  # type: ignore[misc]
     version = publish(first, tmp_path, 7)
-    gossipml("--home", str(second.home.path), "models", "pull", "mnist-mlp")
     holders = {peer.status()["peer"]: peer for peer in (first, second)}
+    asked: list[tuple[int, Peer, float]] = []
+
+    def ask_second() -> Peer:
+        begun = time.monotonic()
+        status, answer = ask(second, "/predict/mnist-mlp")
+        asked.append((status, holders[answer["peer"]], time.monotonic() - begun))
+        return asked[-1][1]
+
+    until(lambda: ask_second() is second, 30, "what is asked for often is fetched")
+    assert {status for status, _, _ in asked} == {200} and len(asked) > 10
+    assert asked[-1][2] < 1.0, "and is in memory by then"
 
     status, answer = ask(third, "/predict/mnist-mlp")
     assert (status, answer["label"], answer["version"]) == (200, "7", version) and answer["peer"] in holders
