@@ -45,7 +45,7 @@ NEVER = 1e9  # medians: nothing is left out
 RULES = (  # the rule, and from how many medians on a model is left out
     *(("mean", STRAY), ("slerp", STRAY)),
     *(("clipping:3", NEVER), ("clipping:1.5", NEVER), ("clipping:1", NEVER)),
-    *(("clipping:1.5", 4.0), ("clipping:1.5", STRAY)),
+    *(("clipping:1.5", 4.0), ("clipping:1.5", 3.0), ("clipping:1.5", STRAY)),
     *((rule, STRAY) for rule in ("trimmed-mean:3", "median", "krum:3", "multi-krum:3")),
 )
 LIES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -208,6 +208,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--liars", type=int, default=0, help="compare merges instead of compressions")
+    parser.add_argument("--merge", default="", help="only merges that begin so")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = load_source(arguments.data)
@@ -218,7 +219,7 @@ def main() -> None:
     print(f"{arguments.split}, {arguments.peers} peers, {arguments.rounds} rounds, {arguments.seeds} seeds")
     if arguments.liars:
         print(f"\n| merge | {' | '.join(LIES)} |\n|---{'|---:' * len(LIES)}|")
-        for rule, stray in RULES:
+        for rule, stray in (each for each in RULES if each[0].startswith(arguments.merge)):
             cells = []
             for lie in LIES:
                 results = [
