@@ -65,7 +65,7 @@ def draw_chart(chart: Chart) -> str:
 
 
 def draw_spreads(spreads: list[Spread]) -> str:
-    row, left = 30, 170
+    row, left = 30, 204  # room for 24 letters
     height = row * len(spreads) + BOTTOM
     low = math.floor(10 * min(each.least for each in spreads)) / 10
     across = _Scale(low, 1.0, left, WIDTH - 28)
