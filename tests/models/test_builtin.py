@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gossipml.errors import UserError
 from gossipml.models.builtin import BUILTIN
-from gossipml.models.builtin_pictures import CifarCnn, HorsesHumans, MnistWide, MnistWideMse
+from gossipml.models.builtin_pictures import CifarCnn, DigitsMlp, HorsesHumans, MnistWide, MnistWideMse
 from gossipml.models.central import train_central
 from gossipml.models.data import Dataset, Labelled, load_source, prepare, take_part
 from gossipml.models.flat import build_flat
@@ -266,5 +266,9 @@ def test_real_cifar10_pictures_are_learnt(cifar_folder: Path) -> None:
 
 def test_too_many_pictures_for_memory_still_need_a_picture_model(tmp_path: Path) -> None:
     fill(tmp_path, {"0": 10, "1": 10}, size=(5, 7))
+
+    class Flat(DigitsMlp):
+        picture = None
+
     with pytest.raises(UserError, match=r"takes samples of shape \[64\].*input_shape of \(height, width, channels\)"):
-        prepare(load_spec("digits-mlp"), load_source(f"images:{tmp_path}"))
+        prepare(Flat(), load_source(f"images:{tmp_path}"))

@@ -111,18 +111,16 @@ def test_batches_are_decoded_as_they_are_needed_and_are_what_all_at_once_is(
         return decode(data, size, where)
 
     monkeypatch.setattr(sources_images, "decode", counted)
-    monkeypatch.setattr("gossipml.models.batches.INGEST_ONCE", 0)
     for cache, times in ((1 << 20, 1), (0, 2)):
         monkeypatch.setattr(sources_images, "CACHE", cache)
-        samples = Samples(spec, data.train.at(np.sort(np.arange(5))), torch.device("cpu"))
+        samples = Samples(spec, data.train.at(np.sort(np.arange(5))), torch.device("cpu"), keep=0)
         read.clear()
         chosen = torch.tensor([4, 1])
         for _ in range(2):
             inputs, targets = samples.at(chosen)
         assert len(read) == 2 * times
         assert inputs.shape == (2, 3, 32, 32) and targets.tolist() == data.train.targets[[4, 1]].tolist()
-    monkeypatch.setattr("gossipml.models.batches.INGEST_ONCE", 1 << 30)
-    streamed = Samples(spec, local.train, torch.device("cpu"))
+    streamed = Samples(spec, local.train, torch.device("cpu"), keep=1 << 30)
     for one, other in zip(streamed.between(2, 5), whole.between(2, 5), strict=True):
         assert torch.equal(one, other)
 
