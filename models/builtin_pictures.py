@@ -29,7 +29,7 @@ class DigitsMlp(Classifier):
     name = "digits-mlp"
     data = "digits"
     input_shape = (64,)
-    picture = (8, 8, 1)
+    picture: tuple[int, int, int] | None = (8, 8, 1)
     white = 16.0
     labels = DIGITS
     batch = 16
