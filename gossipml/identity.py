@@ -1,6 +1,6 @@
 """Who a peer is: one Ed25519 key pair, made once, kept in HOME/identity (mode 0600).
 
-Signatures are made and checked by libsodium, in half of OpenSSL's time: docs/decisions/0009-signatures.md.
+Signatures are made and checked by libsodium, in half of OpenSSL's time: docs/decisions/0010-signatures.md.
 """
 
 from __future__ import annotations
