@@ -22,6 +22,7 @@ CHOICES = [
     *(("--protocol", name + PARTS.get(name, "")) for name in PROTOCOLS),
     ("--merge", "median", "--compression", "int4", "--optimiser", "adamw", "--learning-rate", "0.003"),
 ]
+QUICK = ("push", "push-sum")  # the others are marked slow: together they take two minutes
 
 
 @pytest.fixture
@@ -30,7 +31,11 @@ def make_peer(tmp_path: Path) -> Iterator[Callable[[str], Peer]]:
         yield make
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(choice).replace("--", ""))
+@pytest.mark.parametrize(
+    "choice",
+    [pytest.param(choice, marks=pytest.mark.slow if choice[1] not in QUICK else ()) for choice in CHOICES],
+    ids=lambda choice: "-".join(choice).replace("--", ""),
+)
 def test_three_processes_learn_from_each_other(
     choice: tuple[str, ...], tmp_path: Path, make_peer: Callable[[str], Peer]
 ) -> None:
