@@ -94,6 +94,10 @@ class Exchange:
         """Keep a body until its merge."""
         self._bodies[sender] = (update, body)
 
+    def drop(self, sender: PeerId) -> None:
+        """Let the sender's body go unmerged."""
+        self._bodies.pop(sender, None)
+
     async def merge(self, action: Merge | MergeTogether) -> list[Merged]:
         """Merge what is held for its senders: what came of each, and the header it came with.
 

@@ -298,6 +298,13 @@ class MergeTogether:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """The sender's body, which waits to be merged with others, is let go: it has become stale meanwhile."""
+
+    sender: PeerId
+
+
+@dataclass(frozen=True)
 class Quarantine:
     """Have nothing to do with the peer until then."""
 
@@ -307,7 +314,7 @@ class Quarantine:
 
 
 Send: TypeAlias = SendUpdate | AskUpdate | ReplyUpdate
-Action: TypeAlias = Send | Accept | Refuse | Merge | MergeTogether | Quarantine
+Action: TypeAlias = Send | Accept | Refuse | Merge | MergeTogether | Forget | Quarantine
 
 
 class Gossip:
@@ -408,9 +415,10 @@ class Gossip:
             case RoundFinished(samples, round_):
                 self.training, self.round = True, round_
                 self.ages.trained(samples)
-                self._begin_round()
+                forgotten = self._begin_round()
                 self._released = len(self._waiting) if self.policy.protocol.waits and self._is_enough() else 0
-                return self._next_merge(now) if self._released else [*self._push(now), *self._next_merge(now)]
+                pushed = [] if self._released else self._push(now)
+                return [*forgotten, *pushed, *self._next_merge(now)]
             case TrainingFinished():
                 if self.training or self._tick_at is None:
                     self.training = False
@@ -582,6 +590,17 @@ class Gossip:
         self._merging.update(self._waiting)
         return [MergeTogether(tuple(self._waiting))]
 
+    def _forget_stale(self) -> list[Action]:
+        """Models that waited for others until they were stale: their senders left, or have sent nothing newer."""
+        stale = [
+            sender
+            for sender, incoming in self._waiting.items()
+            if sender not in self._merging and self.ages.stale(sender, incoming.update.age)
+        ]
+        for sender in stale:
+            del self._waiting[sender]
+        return [Forget(sender) for sender in stale]
+
     def _is_enough(self) -> bool:
         return len(self._waiting) >= self.config.stack
 
@@ -634,21 +653,22 @@ class Gossip:
 
     # Rounds and ticks.
 
-    def _begin_round(self) -> None:
+    def _begin_round(self) -> list[Action]:
         self.ages.begin_round()
         self.policy.begin_round()
         self.version += 1
         self._merges = 0
         self._ripe = True
+        return self._forget_stale() if self.config.stack else []
 
     def _tick(self, now: float) -> list[Action]:
         deadline = self.next_deadline()
         if deadline is None or now < deadline:
             return []
         self._pace()
-        self._begin_round()
+        forgotten = self._begin_round()
         self._schedule(now)
-        return [*self._push(now), *self._next_merge(now)]
+        return [*forgotten, *self._push(now), *self._next_merge(now)]
 
     def _pace(self) -> None:
         """Slow down unless the models of the last tick were still approaching each other."""

@@ -532,6 +532,8 @@ class Mesh:
                 case g.Merge() | g.MergeTogether():
                     self._to_merge = action
                     self._merge_now.set()
+                case g.Forget(sender):
+                    self._exchange.drop(sender)
                 case g.Quarantine(peer, until, reason):
                     seconds = until - self._clock.now()
                     log.warning("%s is in quarantine for %.0f s: %s", short_peer_id(peer), seconds, reason)

@@ -28,6 +28,7 @@ from gossipml.peer.gossip import (
     Action,
     Asked,
     AskUpdate,
+    Forget,
     Gossip,
     LearnerReady,
     Merge,
@@ -195,6 +196,8 @@ class Network:
                     reports = peer.trainer.merge_together([(each.body, each.update.encoding) for each in messages])
                     for sender, report in zip(senders, reports, strict=True):
                         left += self._merged(peer, sender, report)
+                case Forget(sender):
+                    del peer.waiting[sender]
                 case _:
                     pass  # gossip itself remembers a quarantine
 

@@ -36,6 +36,7 @@ from gossipml.peer.gossip import (
     Action,
     Asked,
     AskUpdate,
+    Forget,
     Gossip,
     GossipConfig,
     LearnerReady,
@@ -297,6 +298,8 @@ class PopulationEngine:
                         merges.append((peer, action))
                     elif isinstance(action, MergeTogether):
                         together.append((peer, action))
+                    elif isinstance(action, Forget):
+                        self._mixer.pool.drop(self._bodies.pop((peer, action.sender)).row)
                     elif isinstance(action, SendUpdate | AskUpdate | ReplyUpdate):
                         sends.append((peer, action))
             self._send(sends)

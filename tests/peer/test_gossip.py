@@ -15,6 +15,7 @@ from gossipml.peer.conduct import ConductConfig
 from gossipml.peer.gossip import (
     Accept,
     Action,
+    Forget,
     Gossip,
     GossipConfig,
     LearnerGone,
@@ -22,6 +23,7 @@ from gossipml.peer.gossip import (
     Merge,
     MergeDone,
     MergeFailed,
+    MergeTogether,
     Misbehaved,
     Quarantine,
     Refuse,
@@ -295,6 +297,33 @@ def test_merges_happen_one_after_another_in_the_order_of_arrival() -> None:
     assert gossip.handle(MergeDone(ANN, False, "not finite", 0.0), 0.0) == []
     assert gossip.conduct.record(ANN, 0.0).strikes == 1
     assert take(gossip, peer_id(9), 0) == pytest.approx(1 / 3)
+
+
+def test_models_that_wait_to_be_merged_together_are_let_go_once_they_are_stale() -> None:
+    gossip = make_gossip(age=100, config=GossipConfig(stack=2))
+    assert offer(gossip, ANN, make_update(100)) == [Accept(ANN)]
+    assert gossip.handle(UpdateReceived(ANN), 0.0) == [], "one is not enough; and then Ann goes away"
+    forgotten = [gossip.handle(RoundFinished(100, number), number) for number in range(6, 20)]
+    assert [Forget(ANN) in actions for actions in forgotten].count(True) == 1
+    assert not any(isinstance(action, MergeTogether) for actions in forgotten for action in actions)
+    for sender in (BOB, EVE):
+        assert offer(gossip, sender, make_update(gossip.age), 20.0) == [Accept(sender)]
+    assert gossip.handle(UpdateReceived(BOB), 20.0) == []
+    assert gossip.handle(UpdateReceived(EVE), 20.0) == [MergeTogether((BOB, EVE))]
+
+
+def test_a_stale_model_that_is_being_merged_is_not_let_go() -> None:
+    gossip = make_gossip(age=100, config=GossipConfig(stack=2))
+    for sender in (ANN, BOB):
+        offer(gossip, sender, make_update(100))
+        gossip.handle(UpdateReceived(sender), 0.0)
+    [*_, merge] = gossip.handle(RoundFinished(100, 6), 1.0)
+    assert merge == MergeTogether((ANN, BOB))
+    later = [action for number in range(7, 30) for action in gossip.handle(RoundFinished(100, number), number)]
+    assert not any(isinstance(action, Forget) for action in later)
+    gossip.handle(MergeDone(ANN, True, "", 1.0), 30.0)
+    gossip.handle(MergeDone(BOB, True, "", 1.0), 30.0)
+    assert [gossip.conduct.record(sender, 30.0).strikes for sender in (ANN, BOB)] == [0, 0]
 
 
 def test_a_refused_model_does_not_lift_our_age() -> None:

@@ -787,6 +787,24 @@ def test_models_are_merged_together_once_there_are_enough_and_one_of_each_sender
     play(scenario)
 
 
+def test_a_body_that_waited_until_it_was_stale_takes_no_memory() -> None:
+    async def scenario(world: World, peers: Cluster) -> None:
+        ann = await peers.start("ann", value=1.0, gossip=GossipConfig(stack=2))
+        bob = await peers.start("bob", value=2.0, gossip=GossipConfig(protocol=parse_protocol("merge-update:2")))
+        await introduce(ann, bob)
+        await bob.round()
+        await trio.sleep(1)
+        assert ann.mesh._exchange.bytes_held == 4 * SIZE
+        peers.crash(bob)
+        await trio.sleep(60)
+        for _ in range(30):
+            await ann.round()
+        assert ann.mesh.stats.merges == 0
+        assert ann.mesh._exchange.bytes_held == 0
+
+    play(scenario)
+
+
 def test_a_bad_model_among_several_costs_its_sender_a_strike_and_nobody_else() -> None:
     async def scenario(world: World, peers: Cluster) -> None:
         ann = await peers.start("ann", value=1.0, gossip=GossipConfig(stack=2))

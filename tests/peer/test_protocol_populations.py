@@ -16,6 +16,7 @@ from gossipml.peer.gossip import (
     Action,
     Asked,
     AskUpdate,
+    Forget,
     Gossip,
     GossipConfig,
     LearnerReady,
@@ -120,7 +121,7 @@ class Population:
         while True:
             merges = [action for action in actions if isinstance(action, Merge)]
             for action in actions:
-                assert not isinstance(action, Accept | Refuse | Quarantine | MergeTogether)
+                assert not isinstance(action, Accept | Refuse | Quarantine | MergeTogether | Forget)
                 if not isinstance(action, Merge):
                     self._say(number, action)
             if not merges:
