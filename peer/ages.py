@@ -9,10 +9,15 @@ the rounds that have passed since.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cache
+from typing import Final
 
 from gossipml.ids import PeerId
 from gossipml.peer.wire import MAX_AGE
+
+FADED: Final = 32  # half-lives after which a claim gets no weaker: next to a new one it is nothing
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,12 @@ class AgeConfig:
     """Claims remembered; bounds memory and the cost of a median."""
 
 
+@cache
+def _forces(half_life: float) -> tuple[float, ...]:
+    """What a claim of so many rounds ago counts; the last one stands for all that are older."""
+    return tuple(0.5 ** (rounds / half_life) for rounds in range(math.ceil(FADED * half_life) + 1))
+
+
 @dataclass(frozen=True)
 class _Claim:
     age: float
@@ -50,6 +61,7 @@ class Ages:
         self.own = 0.0
         self.config = config
         self._claims: dict[PeerId, _Claim] = {}
+        self._forces = _forces(self.config.half_life)
         self._round = 0  # counts begin_round, in training and averaging alike
         self._alone = 0  # rounds without a merge
         self._per_round = 0.0  # samples, smoothed
@@ -91,25 +103,23 @@ class Ages:
         known = self._claims.get(peer)
         return None if known is None else known.age
 
-    def typical(self, *, without: PeerId | None = None) -> float | None:
-        """Median of what neighbours claim, newer claims counting more; None without enough witnesses."""
+    def typical(self, *, without: PeerId) -> float | None:
+        """Median of what the other neighbours claim, newer claims counting more; None without enough witnesses."""
+        now, forces, last = self._round, self._forces, len(self._forces) - 1
         claims = sorted(
-            (claim.age, 0.5 ** ((self._round - claim.round) / self.config.half_life))
-            for peer, claim in self._claims.items()
-            if peer != without
+            [(c.age, forces[min(now - c.round, last)]) for peer, c in self._claims.items() if peer != without]
         )
         if len(claims) < self.config.witnesses:
             return None
-        half = sum(weight for _, weight in claims) / 2.0
-        for age, weight in claims:
-            half -= weight
+        half = sum([force for _, force in claims]) / 2.0
+        for age, force in claims:
+            half -= force
             if half <= 0.0:
                 return age
         return claims[-1][0]
 
-    def stale(self, sender: PeerId, age: float) -> str:
-        """Why a model of this age is too far behind; empty when it is not."""
-        typical = self.typical(without=sender)
+    def stale(self, age: float, typical: float | None) -> str:
+        """Why a model of this age is too far behind what is `typical` without its sender; empty when it is not."""
         # The lesser of the two: were our own age inflated by a liar, everybody honest would seem stale.
         reference = self.own if typical is None else min(self.own, typical)
         behind = reference - age
@@ -117,9 +127,8 @@ class Ages:
             return f"stale: age {age:.0f} is {behind:.0f} behind"
         return ""
 
-    def credible(self, sender: PeerId, age: float) -> float:
-        """As much of a claimed age as the other neighbours and our own age make likely."""
-        typical = self.typical(without=sender)
+    def credible(self, age: float, typical: float | None) -> float:
+        """As much of a claimed age as the other neighbours, whose ages `typical` sums up, and our own make likely."""
         if typical is None:
             return age
         return min(age, self.config.lead * max(self.own, typical, self.config.stale_rounds * self._per_round))
