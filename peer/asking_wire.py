@@ -9,7 +9,8 @@ those of `gossipml.peer.wire`: 4 bytes of length, big endian, a canonical msgpac
 | answer | answerer | version, json, load, bytes              | what the client gets |
 | no     | answerer | code, reason, after                     | |
 
-`version` is a beginning of the version's id, or empty. `json`: how many bytes of the body are JSON where binary tensors
+`version` is a beginning of the version's id, or empty. The form `card`, without a body, asks what the model takes and
+gives; any other one is a prediction. `json`: how many bytes of the body are JSON where binary tensors
 follow, -1 where none do. `wait`: milliseconds for which an answer is still of use. `load`: predictions under way at the
 answerer. `after`: seconds until asking again may help. Codes: `input` (the client's mistake, any other peer would say
 so too), `unknown` (no such model or version here), `busy` (not now). Asking again is harmless: a prediction changes
@@ -38,7 +39,8 @@ MAX_LOAD = 1 << 20
 MAX_AFTER = 3600
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 VERSION = re.compile(r"[A-Za-z0-9._-]{0,64}")
-FORMS = ("json", "picture", "csv", "infer")
+CARD = "card"
+FORMS = ("json", "picture", "csv", "infer", CARD)
 
 Code: TypeAlias = Literal["input", "unknown", "busy"]
 CODES: dict[str, Code] = {"input": "input", "unknown": "unknown", "busy": "busy"}
@@ -112,7 +114,7 @@ def from_dialler(data: bytes | bytearray | memoryview) -> Ask:
     form = codec.get_str(fields, "form", limit=16)
     if not NAME.fullmatch(model) or not VERSION.fullmatch(version) or form not in FORMS:
         raise RemoteError("a model, version or form has an impossible name")
-    length = codec.get_int(fields, "bytes", high=MAX_ASKED)
+    length = codec.get_int(fields, "bytes", high=0 if form == CARD else MAX_ASKED)
     wait = codec.get_int(fields, "wait", low=1, high=MAX_WAIT)
     return Ask(model, version, form, _read_size(fields, length), wait / 1000, length)
 

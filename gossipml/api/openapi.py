@@ -152,6 +152,11 @@ _STRING: JSON = {"type": "string"}
 _SHAPE: JSON = {"type": "array", "items": {"type": "integer"}}
 _SPECS: JSON = {"type": "array", "items": _object(("name", "datatype", "shape"), name=_STRING, datatype=_STRING,
                                                   shape=_SHAPE)}  # fmt: skip
+_TIMEOUT: JSON = {
+    "type": "integer",
+    "minimum": 0,
+    "description": "Microseconds to wait for the answer; then 504. 0 for the most that may be waited",
+}
 _TENSORS: JSON = {
     "type": "array",
     "minItems": 1,
@@ -178,7 +183,7 @@ SCHEMAS: dict[str, JSON] = {
     "ModelMetadata": _object(("name", "versions", "platform", "inputs", "outputs"), name=_STRING,
                              versions={"type": "array", "items": _STRING}, platform=_STRING,
                              inputs=_SPECS, outputs=_SPECS, parameters={"type": "object"}),
-    "InferRequest": _object(("inputs",), id=_STRING, parameters={"type": "object"}, inputs=_TENSORS,
+    "InferRequest": _object(("inputs",), id=_STRING, parameters=_object(timeout=_TIMEOUT), inputs=_TENSORS,
                             outputs={"type": "array", "items": _object(("name",), name=_STRING)}),
     "InferAnswer": _object(("model_name", "model_version", "outputs"), model_name=_STRING, model_version=_STRING,
                            id=_STRING, parameters={"type": "object"}, outputs=_TENSORS),

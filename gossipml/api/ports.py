@@ -6,7 +6,7 @@ and they leave as null.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
@@ -37,7 +37,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model that this peer can be asked about."""
+    """A model that can be asked about, here or elsewhere."""
 
     name: str
     version: str
@@ -55,7 +55,7 @@ class ModelCard:
     picture: tuple[int, ...] = ()
     """Height, width and channels of the pictures that it takes; empty where it takes none."""
     versions: tuple[str, ...] = ()
-    """All that can be asked for here, the one that answers first."""
+    """All that can be asked for where it is, the one that answers first."""
 
 
 Form: TypeAlias = Literal["json", "picture", "csv", "infer"]
@@ -155,6 +155,9 @@ class Library(Protocol):
     gives it.
     """
 
+    async def names(self) -> list[str]:
+        """Of all models that are published, as far as they can be seen from here."""
+
     async def table(self) -> list[dict[str, JSON]]:
         """One line a model: its latest version, size, live replicas."""
 
@@ -180,7 +183,7 @@ class Library(Protocol):
 
 
 class Node(Protocol):
-    """The daemon as its HTTP endpoint sees it. Only `predict` and the library may take their time."""
+    """The daemon as its HTTP endpoint sees it. Only models, predictions and the library may take their time."""
 
     @property
     def library(self) -> Library: ...
@@ -207,11 +210,12 @@ class Node(Protocol):
     async def resume(self) -> str:
         """Train again; the state afterwards in a sentence, which says what else keeps it from training."""
 
-    def models(self) -> Sequence[ModelCard]:
-        """Those that are on this peer; without inputs and outputs where these are not known yet."""
+    async def models(self, names: Iterable[str]) -> Sequence[ModelCard]:
+        """Those that are on this peer, and of these names, within seconds; without inputs and outputs where these are
+        not known yet."""
 
     async def card(self, model: str, version: str = "") -> ModelCard:
-        """A model or a version of it, with inputs and outputs. Raises as `predict` does."""
+        """A model or a version of it, wherever it is, with inputs and outputs. Raises as `predict` does."""
 
     def metrics(self) -> Sequence[Metric]: ...
 

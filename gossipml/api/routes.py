@@ -18,6 +18,7 @@ from gossipml import __version__, strict_json
 from gossipml.api import openapi, page, prometheus
 from gossipml.api.answers import Refusal, json_response
 from gossipml.api.audit import audited
+from gossipml.api.budget import PREDICT_SECONDS, header_seconds, parameter_seconds
 from gossipml.api.durations import Durations
 from gossipml.api.event_stream import EventStream
 from gossipml.api.guard import Guard, GuardRules, check_token, headers_of
@@ -41,13 +42,11 @@ MAX_HELD = 1 << 26  # bytes of bodies at once: four of the largest, or 8,000 of 
 MAX_SMALL = 1 << 16  # bytes of a body that is no prediction
 MAX_FIELDS = 4096  # query parameters; the head of a request (16 KiB) holds no more
 MAX_TEXT = 1024  # of a member of a request
-PREDICT_SECONDS = 30.0  # then the client gets its 504; a model here answers in milliseconds
 
 VERSION = "version"  # the one query parameter of /predict that is not the model's
-TIMEOUT = "prediction-timeout"
 JSON_SIZE = "inference-header-content-length"  # Open Inference Protocol, binary tensor data extension
 BINARY = "application/octet-stream"
-EXTENSIONS: list[JSON] = ["binary_tensor_data", "model_repository"]
+EXTENSIONS: list[JSON] = ["binary_tensor_data", "model_repository", "schedule_policy"]
 EASY: dict[str, Form] = {"application/json": "json", "text/csv": "csv"}
 PICTURES = ("image/png", "image/jpeg", "image/bmp", "image/gif", "image/webp")
 FORM_DATA = "multipart/form-data"
@@ -185,14 +184,14 @@ class Endpoint:
     # Published models
 
     async def models(self, request: Request) -> Response:
+        table = await self._node.library.table()
+        listed = {str(line["name"]) for line in table}
         serving = {
             card.name: {**describe_model(card), "version": card.version, "ready": card.ready,
                         "reason": card.reason, "labels": list(card.labels), "features": list(card.features),
                         "picture": list(card.picture)}
-            for card in self._node.models()
+            for card in await self._node.models(listed)
         }  # fmt: skip
-        table = await self._node.library.table()
-        listed = {line["name"] for line in table}
         lines: list[JSON] = [{**line, "serving": serving.get(str(line["name"]))} for line in table]
         lines += [{"name": name, "serving": card} for name, card in serving.items() if name not in listed]
         return json_response({"models": lines})
@@ -314,7 +313,7 @@ class Endpoint:
                 "state": "READY" if card.ready else "UNAVAILABLE",
                 "reason": card.reason,
             }
-            for card in self._node.models()
+            for card in await self._node.models(await self._node.library.names())
             if card.ready or not only_ready
             for version in card.versions or ("",)
         ]
@@ -325,7 +324,8 @@ class Endpoint:
         _media_type(request, ("application/json", BINARY, ""))  # tritonclient names no type
         with self._slot(request):
             body = await request.body()
-            answer = await self._answer(request, "infer", body, size, _version_of(request))
+            seconds = parameter_seconds(body if size is None else body[:size])
+            answer = await self._answer(request, "infer", body, size, _version_of(request), seconds)
         if answer.json_size is None:
             return Response(answer.body, media_type="application/json")
         return Response(answer.body, 200, {JSON_SIZE: str(answer.json_size)}, media_type=BINARY)
@@ -359,9 +359,16 @@ class Endpoint:
             self._held -= size
 
     async def _answer(
-        self, request: Request, form: Form, body: bytes, json_size: int | None, version: str
+        self,
+        request: Request,
+        form: Form,
+        body: bytes,
+        json_size: int | None,
+        version: str,
+        seconds: float = PREDICT_SECONDS,
     ) -> PredictAnswer:
-        model, seconds = _model(request), _seconds(request)
+        """`seconds`: what the client gives, beside the header."""
+        model, seconds = _model(request), min(seconds, header_seconds(request))
         if version and not re.fullmatch(openapi.VERSION_NAME, version):
             raise Refusal(404, f"{version[:64]!r} is not a version's name")
         with trio.move_on_after(seconds):
@@ -440,16 +447,6 @@ def _version(request: Request) -> str:
 def _version_of(request: Request) -> str:
     """That of the path; empty where it names none."""
     return _version(request) if "version" in request.path_params else ""
-
-
-def _seconds(request: Request) -> float:
-    """How long the client waits for a prediction: the header Prediction-Timeout, in seconds."""
-    text = request.headers.get(TIMEOUT)
-    if text is None:
-        return PREDICT_SECONDS
-    if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text, re.ASCII) or not 0 < float(text) <= PREDICT_SECONDS:
-        raise UserError(f"{TIMEOUT} is {text[:24]!r}; give seconds, over 0 and at most {PREDICT_SECONDS:g}")
-    return float(text)
 
 
 def _json_size(request: Request) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import trio
@@ -22,6 +22,7 @@ from gossipml.api.ports import (
 )
 from gossipml.config import PeerConfig
 from gossipml.daemon.audit import Audit
+from gossipml.daemon.cards import Cards
 from gossipml.daemon.follower import Follower
 from gossipml.daemon.history import History
 from gossipml.daemon.learner import Progress
@@ -52,6 +53,7 @@ class Face:
         """Set where predictions are recorded."""
         self.routing: Routing | None = None
         """Set where other peers are asked for predictions."""
+        self._cards = Cards(serving.models, self.card)
         self._history = History()
         self._begun = node.env.clock.now()
 
@@ -225,11 +227,11 @@ class Face:
         if self.audit is not None:
             self.audit.record(prediction)
 
-    def models(self) -> Sequence[ModelCard]:
-        return self.serving.models()
+    async def models(self, names: Iterable[str]) -> Sequence[ModelCard]:
+        return await self._cards.of(names)
 
     async def card(self, model: str, version: str = "") -> ModelCard:
-        return await self.serving.card(model, version)
+        return await (self.routing or self.serving).card(model, version)
 
     async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:
         return await (self.routing or self.serving).predict(model, request)

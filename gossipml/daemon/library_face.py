@@ -28,6 +28,11 @@ class LibraryFace:
     def _library(self) -> Library:
         return self._node.library
 
+    async def names(self) -> list[str]:
+        with trio.move_on_after(LOOK_SECONDS):
+            return await self._library.names()
+        return sorted({version.name for version in self._library.store.versions()})
+
     async def table(self) -> list[dict[str, JSON]]:
         latest: dict[str, Manifest] = {version.name: version for version in reversed(self._library.store.versions())}
         found: dict[str, Manifest] = {}

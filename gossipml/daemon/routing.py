@@ -15,13 +15,24 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 import trio
 
-from gossipml.api.ports import Form, NotReady, Overloaded, PredictAnswer, Prediction, PredictRequest, UnknownModel
+from gossipml.api.ports import (
+    Form,
+    ModelCard,
+    NotReady,
+    Overloaded,
+    PredictAnswer,
+    Prediction,
+    PredictRequest,
+    UnknownModel,
+)
+from gossipml.daemon.cards import read_card, write_card
 from gossipml.daemon.library import name_of
 from gossipml.daemon.node import Node
 from gossipml.env import ASK
@@ -47,6 +58,9 @@ OVERLOADED_SECONDS = 2.0  # for others to answer what we have no room for; then 
 PULL_SECONDS = 60.0
 MAX_PULLED = 8  # models fetched because they were asked for
 TIDY_SECONDS = 10.0
+CARD_SECONDS = 3.0  # for others to say what a model takes and gives
+
+T = TypeVar("T")
 
 
 class Local(Protocol):
@@ -60,6 +74,8 @@ class Local(Protocol):
     def could_have(self, model: str) -> bool: ...
 
     async def warm(self, model: str) -> None: ...
+
+    async def card(self, model: str, version: str = "") -> ModelCard: ...
 
     async def predict(self, model: str, request: PredictRequest) -> PredictAnswer: ...
 
@@ -96,8 +112,32 @@ class _Sources:
     looking: trio.Event | None = None
 
 
+@dataclass(frozen=True)
+class _Question(Generic[T]):
+    """Something that any peer which has a model can answer."""
+
+    model: str
+    version: str
+    seconds: float
+    here: Callable[[], Awaitable[T]]
+    """Answers it on this peer."""
+    ask: w.Ask
+    """For others, but for the time."""
+    body: bytes
+    there: Callable[[PredictAnswer], T]
+    """Reads the answer of another peer; RemoteError when it is none."""
+    answerers: a.Answerers
+    hedging: a.Hedging
+    stats: RoutingStats
+
+
+@dataclass(frozen=True)
+class _Got(Generic[T]):
+    content: T
+
+
 class Routing:
-    """`predict` for the endpoint, `run` for the supervisor."""
+    """`predict` and `card` for the endpoint, `run` for the supervisor."""
 
     def __init__(
         self, node: Node, local: Local, config: RoutingConfig | None = None,
@@ -114,6 +154,7 @@ class Routing:
         self._asker = Asker(node.env, node.credentials, self._config.asking)
         self._answerers = a.Answerers(node.env.rng)
         self._hedging = a.Hedging()
+        self._cards = a.Answerers(node.env.rng), a.Hedging()  # apart: how fast these are says nothing of predictions
         self._sources: OrderedDict[tuple[str, str], _Sources] = OrderedDict()
         self._looks = trio.CapacityLimiter(LOOKS)
         self._waiting = 0
@@ -141,8 +182,10 @@ class Routing:
     # Answering for others
 
     async def _answer_for(self, peer: PeerId, ask: w.Ask, body: bytes) -> tuple[w.FromAnswerer, bytes]:
+        if ask.form == w.CARD:
+            return await self._answered(ask, partial(self._describe, ask))
         begun = self._now()
-        answer, data = await self._compute(ask, body)
+        answer, data = await self._answered(ask, partial(self._compute, ask, body))
         match answer:
             case w.Answer(_, json_size):
                 self.stats.served += 1
@@ -153,10 +196,11 @@ class Routing:
         self._record(Prediction(f"asked by {short_peer_id(peer)}", ask.model, status, seconds, body, told, head))
         return answer, data
 
-    async def _compute(self, ask: w.Ask, body: bytes) -> tuple[w.FromAnswerer, bytes]:
-        request = PredictRequest(FORMS[ask.form], body, ask.json_size, ask.version, ask.wait)
+    async def _answered(
+        self, ask: w.Ask, compute: Callable[[], Awaitable[PredictAnswer]]
+    ) -> tuple[w.FromAnswerer, bytes]:
         try:
-            found = await self._local.predict(ask.model, request)
+            found = await compute()
             return w.Answer(found.version, found.json_size, self._local.waiting, len(found.body)), found.body
         except UserError as error:
             return w.No("input", str(error)), b""
@@ -165,73 +209,113 @@ class Routing:
         except NotReady as error:
             return w.No("busy", str(error), error.retry_after), b""
         except Exception:
-            log.exception("a prediction of %s that another peer asked for failed", ask.model)
+            log.exception("what another peer asked of %s failed", ask.model)
             return w.No("busy", "gossipml failed inside; the log of that peer says more", 1), b""
+
+    async def _compute(self, ask: w.Ask, body: bytes) -> PredictAnswer:
+        request = PredictRequest(FORMS[ask.form], body, ask.json_size, ask.version, ask.wait)
+        return await self._local.predict(ask.model, request)
+
+    async def _describe(self, ask: w.Ask) -> PredictAnswer:
+        card, peer = await self._card_here(ask.model, ask.version), format_peer_id(self._own)
+        return PredictAnswer(card.version, peer, write_card(card, peer))
 
     # Asking others
 
     async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:
         """See `gossipml.api.ports.Node.predict`."""
+        if not self._is_here(model):
+            self._count(model)
+        ask = w.Ask(model, request.version, request.form, request.json_size, 1.0, len(request.body))
+        return await self._anywhere(
+            _Question(
+                model, request.version, request.seconds, partial(self._local.predict, model, request), ask,
+                request.body, lambda answer: answer, self._answerers, self._hedging, self.stats,
+            )
+        )  # fmt: skip
+
+    async def card(self, model: str, version: str = "") -> ModelCard:
+        """What a model takes and gives, wherever it is; not ready only when no peer answers for it. Raises as `predict`
+        does for what is not here."""
+        here = partial(self._card_here, model, version)
+        ask = w.Ask(model, version, w.CARD, None, 1.0, 0)
+        try:
+            return await self._anywhere(
+                _Question(model, version, CARD_SECONDS, here, ask, b"", read_card, *self._cards, RoutingStats())
+            )
+        except (UnknownModel, NotReady):
+            if not self._local.has(model):
+                raise
+            return await self._local.card(model, version)
+
+    async def _card_here(self, model: str, version: str) -> ModelCard:
+        card = await self._local.card(model, version)
+        if not card.ready:
+            raise UnknownModel(card.reason) if card.versions else NotReady(card.reason)
+        return card
+
+    def _is_here(self, model: str) -> bool:
+        return self._local.has(model) and model not in self._pulling
+
+    async def _anywhere(self, question: _Question[T]) -> T:
+        """The answer from here, or else from another peer. Raises as `predict` does."""
         here: UnknownModel | NotReady | None = None
-        if self._local.has(model) and model not in self._pulling:
+        if self._is_here(question.model):
             try:
-                return await self._local.predict(model, request)
+                return await question.here()
             except (UnknownModel, NotReady) as error:
                 here = error
-        else:
-            self._count(model)
-        answer = await self._forward(model, request, here)
-        if isinstance(answer, PredictAnswer):
+        answer = await self._forward(question, here)
+        if not isinstance(answer, a.GiveUp):
             return answer
         if here is None and answer.unknown:
             try:
-                return await self._local.predict(model, request)  # which says what there is here
+                return await question.here()  # which says what there is here
             except (UnknownModel, NotReady) as error:
                 here = error
         if isinstance(here, UnknownModel) and answer.unknown:
             raise UnknownModel(f"{here}; no other peer of the network has it either") from None
         if here is not None and (answer.unknown or isinstance(here, Overloaded)):
             raise here
-        raise NotReady(f"the peers that have the model {model} do not answer; ask again in a moment", 2)
+        raise NotReady(f"the peers that have the model {question.model} do not answer; ask again in a moment", 2)
 
-    async def _forward(self, model: str, request: PredictRequest, here: Exception | None) -> PredictAnswer | a.GiveUp:
+    async def _forward(self, question: _Question[T], here: Exception | None) -> T | a.GiveUp:
         """The answer of another peer. UserError when the input is refused."""
         if self._nursery is None or self._waiting >= MAX_FORWARDED:
             raise Overloaded(f"{self._waiting} predictions wait for other peers; ask again in a second")
-        begun = self._now()
-        seconds = SHARE_OF_TIME * request.seconds
+        begun, stats = self._now(), question.stats
+        seconds = SHARE_OF_TIME * question.seconds
         if isinstance(here, Overloaded):
             seconds = min(seconds, OVERLOADED_SECONDS)
-        asking = a.Asking(model, self._answerers, self._hedging, begun, begun + seconds)
+        asking = a.Asking(question.model, question.answerers, question.hedging, begun, begun + seconds)
         self._waiting += 1
         try:
-            outcome = await self._drive(asking, model, request)
+            outcome = await self._drive(asking, question)
         finally:
             self._waiting -= 1
             asking.end(self._now())
-            self.stats.extra += asking.extra
-            self.stats.again += asking.again
+            stats.extra += asking.extra
+            stats.again += asking.again
         if isinstance(outcome, UserError):
             raise outcome
-        if isinstance(outcome, PredictAnswer):
-            self.stats.forwarded += 1
-        elif not outcome.unknown:
-            self.stats.unanswered += 1
+        if not isinstance(outcome, a.GiveUp):
+            stats.forwarded += 1
+            return outcome.content
+        if not outcome.unknown:
+            stats.unanswered += 1
         return outcome
 
-    async def _drive(
-        self, asking: a.Asking, model: str, request: PredictRequest
-    ) -> PredictAnswer | UserError | a.GiveUp:
-        sources = self._sources_of(model, request.version)
+    async def _drive(self, asking: a.Asking, question: _Question[T]) -> _Got[T] | UserError | a.GiveUp:
+        model, version = question.model, question.version
+        sources = self._sources_of(model, version)
         contacts = dict(sources.contacts)
-        ask = w.Ask(model, request.version, request.form, request.json_size, 1.0, len(request.body))
-        tell, told = trio.open_memory_channel[tuple[a.Event, PredictAnswer | UserError | None]](math.inf)
+        tell, told = trio.open_memory_channel[tuple[a.Event, _Got[T] | UserError | None]](math.inf)
 
         async def attempt(contact: Contact) -> None:
-            tell.send_nowait(await self._attempt(contact, replace(ask, wait=asking.until - self._now()), request.body))
+            tell.send_nowait(await self._attempt(contact, question, asking.until - self._now()))
 
         async def look() -> None:
-            await self._look(sources, model, request.version)
+            await self._look(sources, model, version)
             contacts.update(sources.contacts)
             tell.send_nowait((a.Found(tuple(sources.contacts)), None))
 
@@ -257,24 +341,25 @@ class Routing:
                     return outcome
 
     async def _attempt(
-        self, contact: Contact, ask: w.Ask, body: bytes
-    ) -> tuple[a.Event, PredictAnswer | UserError | None]:
-        peer = contact.peer
+        self, contact: Contact, question: _Question[T], wait: float
+    ) -> tuple[a.Event, _Got[T] | UserError | None]:
+        peer, model = contact.peer, question.model
         try:
-            answer, data = await self._asker.ask(contact, ask, body)
+            answer, data = await self._asker.ask(contact, replace(question.ask, wait=wait), question.body)
+            if isinstance(answer, w.Answer):
+                content = question.there(PredictAnswer(answer.version, format_peer_id(peer), data, answer.json_size))
+                return a.Answered(peer, answer.load), _Got(content)
         except Busy as error:
-            log.debug("%s does not answer for %s: %s", short_peer_id(peer), ask.model, error)
+            log.debug("%s does not answer for %s: %s", short_peer_id(peer), model, error)
             return a.Failed(peer, "broken"), None
         except RemoteError as error:
-            log.warning("%s answered for %s against the rules: %s", short_peer_id(peer), ask.model, error)
+            log.warning("%s answered for %s against the rules: %s", short_peer_id(peer), model, error)
             self._node.mesh.blame(peer, str(error))
             return a.Failed(peer, "broken"), None
-        match answer:
-            case w.Answer(version, json_size, load):
-                return a.Answered(peer, load), PredictAnswer(version, format_peer_id(peer), data, json_size)
-            case w.No("input", reason):
-                return a.Answered(peer, 0), UserError(reason)
-            case w.No("unknown"):
+        match answer.code:
+            case "input":
+                return a.Answered(peer, 0), UserError(answer.reason)
+            case "unknown":
                 return a.Failed(peer, "unknown"), None
             case _:
                 return a.Failed(peer, "busy"), None

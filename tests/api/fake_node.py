@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 from starlette.types import ASGIApp, Message
@@ -48,6 +48,9 @@ DIGITS = ModelCard(
     ready=False,
     reason="digits-mlp has not finished its first round; try again in a few seconds",
 )
+ELSEWHERE = ModelCard(
+    "other", "", "", (), (), ready=False, reason="no peer answers for it"
+)  # what the node says of the library's other models
 WELL = Health(True, "all parts run")
 READY = Health(True, "xor answers")
 
@@ -57,6 +60,9 @@ class FakeLibrary:
     """Holds two versions of xor and remembers what it was asked to do."""
 
     asked: list[tuple[str, ...]] = field(default_factory=list)
+
+    async def names(self) -> list[str]:
+        return ["other", "xor"]
 
     async def table(self) -> list[dict[str, JSON]]:
         return [{"name": "xor", "version": "ab12", "replicas": 3}, {"name": "other", "version": "cd34", "replicas": 1}]
@@ -133,8 +139,9 @@ class FakeNode:
         self.paused = False
         return "training goes on"
 
-    def models(self) -> Sequence[ModelCard]:
-        return self.cards
+    async def models(self, names: Iterable[str]) -> Sequence[ModelCard]:
+        known = [card.name for card in self.cards]
+        return (*self.cards, *(replace(ELSEWHERE, name=name) for name in names if name not in known))
 
     def metrics(self) -> Sequence[Metric]:
         return (

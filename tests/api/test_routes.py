@@ -9,10 +9,13 @@ from importlib.resources import files
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.types import Message
 
 import gossipml
 from gossipml.api import openapi, routes
+from gossipml.api.budget import parameter_seconds
 from gossipml.api.guard import GuardRules
 from gossipml.api.ports import (
     JSON,
@@ -237,6 +240,48 @@ async def test_a_model_that_does_not_answer_is_504(autojump_clock: trio.abc.Cloc
     assert trio.current_time() - began == pytest.approx(0.5, abs=0.1)
 
 
+async def test_the_timeout_of_the_inference_protocol_is_kept_in_microseconds(autojump_clock: trio.abc.Clock) -> None:
+    asker = client(FakeNode(hold=trio.Event()))
+    began = trio.current_time()
+    answer = await asker.post("/v2/models/xor/infer", {**INFER, "parameters": {"timeout": 250_000}})
+    assert (answer.status, "within 0.25 s" in answer.error) == (504, True)
+    assert trio.current_time() - began == pytest.approx(0.25, abs=0.1)
+    answer = await asker.post("/v2/models/xor/infer", {"parameters": {"timeout": 0}, **INFER}, prediction_timeout="2")
+    assert "within 2 s" in answer.error, "the shorter of the two"
+    answer = await asker.post("/v2/models/xor/infer", {**INFER, "parameters": {"timeout": 60_000_000}})
+    assert "within 30 s" in answer.error, "longer than may be waited is cut, so that clients need no change"
+    for wrong in ("7", -1, 0.5, True, None):
+        answer = await asker.post("/v2/models/xor/infer", {**INFER, "parameters": {"timeout": wrong}})
+        assert (answer.status, "give microseconds" in answer.error) == (400, True)
+
+
+TENSOR = {"name": "x", "datatype": "BYTES", "shape": [1], "data": ['}]"{"parameters":{"timeout":5}']}
+
+
+@pytest.mark.parametrize(
+    ("request_", "seconds"),
+    [
+        ({"inputs": [TENSOR], "parameters": {"timeout": 5}}, 5e-6),
+        ({"parameters": {"a": "}", "timeout": 5, "b": True}, "inputs": [TENSOR]}, 5e-6),
+        ({"inputs": [{**TENSOR, "parameters": {"timeout": 5}}]}, 30.0),
+        ({"inputs": [{**TENSOR, "parameters": {"timeout": 5}}], "parameters": {"timeout": 7}}, 7e-6),
+        ({"inputs": [TENSOR], "timeout": 5}, 30.0),
+        ({"parameters": {"inner": {"parameters": {"timeout": 5}}}, "inputs": [TENSOR]}, 30.0),
+        ({"inputs": [TENSOR], "parameters": []}, 30.0),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_the_timeout_is_that_of_the_request_and_of_nothing_in_it(
+    request_: dict[str, object], seconds: float, indent: int | None
+) -> None:
+    assert parameter_seconds(json.dumps(request_, indent=indent).encode()) == seconds
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60))
+def test_whatever_stands_around_a_timeout_is_no_crash(before: bytes, after: bytes) -> None:
+    assert parameter_seconds(before + b'"parameters":{"timeout":5}' + after) in (5e-6, 30.0)
+
+
 async def test_the_bytes_of_bodies_at_once_are_bounded(
     autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +315,7 @@ async def test_server_and_model_metadata() -> None:
     assert (await asker.get("/v2")).json() == {
         "name": "gossipml",
         "version": gossipml.__version__,
-        "extensions": ["binary_tensor_data", "model_repository"],
+        "extensions": ["binary_tensor_data", "model_repository", "schedule_policy"],
     }
     expected = {
         "name": "xor",
@@ -331,8 +376,9 @@ async def test_the_repository_index_lists_models_and_states() -> None:
     asker = client(FakeNode())
     xor = {"name": "xor", "version": "v7", "state": "READY", "reason": ""}
     digits = {"name": "digits-mlp", "version": "", "state": "UNAVAILABLE", "reason": DIGITS.reason}
-    assert json.loads((await asker.ask("POST", "/v2/repository/index")).body) == [xor, digits]
-    assert json.loads((await asker.post("/v2/repository/index", {})).body) == [xor, digits]
+    other = {"name": "other", "version": "", "state": "UNAVAILABLE", "reason": "no peer answers for it"}
+    assert json.loads((await asker.ask("POST", "/v2/repository/index")).body) == [xor, digits, other]
+    assert json.loads((await asker.post("/v2/repository/index", {})).body) == [xor, digits, other]
     assert json.loads((await asker.post("/v2/repository/index", {"ready": True})).body) == [xor]
     assert (await asker.post("/v2/repository/index", {"ready": 1})).status == 400
     assert (await asker.post("/v2/repository/index", [])).status == 400
@@ -354,6 +400,7 @@ async def test_status_peers_and_models_are_json() -> None:
     served = [line["serving"] for line in rows((await asker.get("/v1/models")).json()["models"]) if line["serving"]]
     assert [(m["name"], m["ready"], m["version"], m["labels"]) for m in rows(served)] == [
         ("xor", True, "v7", ["0", "1"]),
+        ("other", False, "", []),
         ("digits-mlp", False, "", []),
     ]
 
@@ -439,7 +486,8 @@ async def test_published_and_served_models_are_one_list() -> None:
     assert set(lines) == {"xor", "other", "digits-mlp"}
     assert lines["xor"]["version"] == "ab12"
     assert lines["xor"]["serving"] is not None
-    assert lines["other"]["serving"] is None
+    (other,) = rows([lines["other"]["serving"]])
+    assert other["reason"] == "no peer answers for it", "of every model of the network there is a word"
     assert "version" not in lines["digits-mlp"]
 
 

@@ -12,14 +12,24 @@ import pytest
 import trio
 from safetensors.numpy import save
 
-from gossipml.api.ports import NotReady, Overloaded, PredictAnswer, Prediction, PredictRequest, UnknownModel
+from gossipml.api.ports import (
+    ModelCard,
+    NotReady,
+    Overloaded,
+    PredictAnswer,
+    Prediction,
+    PredictRequest,
+    TensorSpec,
+    UnknownModel,
+)
+from gossipml.daemon.cards import Cards, read_card, write_card
 from gossipml.daemon.library import Draft
 from gossipml.daemon.node import Node
 from gossipml.daemon.replication import ReplicationConfig
 from gossipml.daemon.routing import Routing, RoutingConfig
 from gossipml.env import ASK
 from gossipml.env.simulated import World, run_simulation
-from gossipml.errors import UserError
+from gossipml.errors import RemoteError, UserError
 from gossipml.ids import format_peer_id
 from gossipml.models.manifest import Manifest
 from gossipml.peer.asking_stream import AskingConfig
@@ -30,6 +40,10 @@ from .test_library import NEVER
 REQUEST = PredictRequest("json", b"[1, 2]", seconds=30.0)
 LEAST_COPIES = ReplicationConfig(replicas=1, look_seconds=10.0, count_seconds=20.0)
 NO_PULL = RoutingConfig(pull_after=0)
+CARD = ModelCard(
+    "made-up", "v1", "made up", (TensorSpec("input", "FP32", (-1, 28, 28)),), (TensorSpec("label", "BYTES", (-1, 1)),),
+    ready=True, labels=("a", "b"), features=(), picture=(28, 28, 1), versions=("v1",),
+)  # fmt: skip
 
 
 @dataclass
@@ -41,6 +55,7 @@ class MadeUp:
     failure: Exception | None = None
     lie: dict[str, object] = field(default_factory=dict)
     asked: int = 0
+    described: int = 0
     answered: int = 0
     waiting: int = 0
     warmed: list[str] = field(default_factory=list)
@@ -53,6 +68,16 @@ class MadeUp:
 
     async def warm(self, model: str) -> None:
         self.warmed.append(model)
+
+    async def card(self, model: str, version: str = "") -> ModelCard:
+        self.described += 1
+        if self.failure is not None:
+            raise self.failure
+        versions = tuple(one.version.hex()[:12] for one in self.node.library.store.versions(model))
+        versions = tuple(one for one in versions if one.startswith(version[:12]))
+        if not versions:
+            raise UnknownModel(f"there is no model {model!r} here")
+        return replace(CARD, name=model, version=versions[0], versions=versions)
 
     async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:
         self.asked += 1
@@ -366,3 +391,78 @@ def test_a_model_that_is_asked_for_often_is_fetched_and_then_answered_here_in_it
         assert (await net.ask(3)).peer == net.peer(3)
 
     play(scenario, config=RoutingConfig(pull_after=10))
+
+
+def test_what_a_model_takes_is_known_on_a_peer_without_it() -> None:
+    async def scenario(net: Net) -> None:
+        version = net.node(0).library.store.versions("made-up")[0].version.hex()[:12]
+        wanted = replace(CARD, version=version, versions=(version,))
+        assert await net.routing[3].card("made-up") == wanted
+        assert await net.routing[3].card("made-up", version[:6]) == wanted
+        with pytest.raises(UnknownModel, match="no model 'nothing' here; no other peer of the network has it either"):
+            await net.routing[3].card("nothing")
+        with pytest.raises(UnknownModel, match="no other peer"):
+            await net.routing[3].card("made-up", "ffff")
+        assert net.routing[3].stats.forwarded == 0 and net.recorded == [], "it is no prediction"
+        net.crash(0)
+        assert await net.routing[3].card("made-up") == wanted, "from the other one"
+        net.crash(1)
+        begun = trio.current_time()
+        with pytest.raises(NotReady, match="the peers that have the model made-up do not answer"):
+            await net.routing[3].card("made-up")
+        assert trio.current_time() - begun < 3
+
+    play(scenario)
+
+
+def test_a_list_of_all_models_asks_others_once_in_a_while_and_never_waits_long() -> None:
+    async def scenario(net: Net) -> None:
+        cards = Cards(lambda: [replace(CARD, name="own")], net.routing[3].card)
+        names = ["made-up", "nothing"]
+        made_up = await net.routing[3].card("made-up")
+        for _ in range(5):
+            own, there, nothing = await cards.of(names)
+            assert (own.name, there, nothing.name, nothing.ready) == ("own", made_up, "nothing", False)
+            assert "no other peer of the network has it" in nothing.reason
+        assert net.local[0].described + net.local[1].described == 2, "the first one above, and once for five lists"
+        for index in (0, 1):
+            net.local[index].failure = NotReady("it starts")
+        await trio.sleep(30)
+        begun = trio.current_time()
+        _, there, _ = await cards.of(names)
+        assert trio.current_time() - begun <= 2.1
+        assert not there.ready or there == made_up
+
+    play(scenario)
+
+
+def test_a_card_is_told_whole_and_a_strangers_is_checked() -> None:
+    data = write_card(CARD, "anna")
+    answer = PredictAnswer("v1", "anna", data)
+    assert read_card(answer) == CARD
+    changes: tuple[dict[str, object], ...] = (
+        {"picture": [28, 28]},
+        {"picture": [1 << 20, 1 << 20, 3]},
+        {"versions": []},
+        {"versions": ["v1", "../etc"]},
+        {"inputs": []},
+        {"inputs": [{"name": "x", "datatype": "FP7", "shape": [-1]}]},
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-2]}]},
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [True]}]},
+        {"inputs": [{"name": 7, "datatype": "FP32", "shape": [1]}]},
+        {"inputs": [{"name": "x", "datatype": ["FP32"], "shape": [1]}]},
+        {"labels": "ab"},
+        {"labels": ["a" * 257]},
+        {"features": [1]},
+        {"more": 1},
+    )
+    for change in changes:
+        told = json.loads(data)
+        told["card"].update(change)
+        with pytest.raises(RemoteError):
+            read_card(replace(answer, body=json.dumps(told).encode()))
+    for body in (b"", b"[]", b"{}", b'{"card": 1}', b"\xff", b" " * (1 << 18) + data):
+        with pytest.raises(RemoteError):
+            read_card(replace(answer, body=body))
+    with pytest.raises(UnknownModel, match="cannot be told"):
+        write_card(replace(CARD, labels=("a" * 300,)), "anna")

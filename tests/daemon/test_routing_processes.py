@@ -73,6 +73,15 @@ def test_every_form_of_prediction_goes_through_and_none_fails_when_a_holder_is_k
     status, answer = ask(third, "/predict/mnist-mlp")
     assert (status, answer["label"], answer["version"]) == (200, "7", version) and answer["peer"] in holders
     assert ask(third, f"/predict/mnist-mlp?version={version[:6]}")[1]["label"] == "7"
+    metadata = third.ask(f"/v2/models/mnist-mlp/versions/{version}")
+    assert metadata["versions"] == [version] and metadata["inputs"][0]["shape"] == [-1, 784]
+    assert third.ask("/v2/models/mnist-mlp")["versions"] == [version]
+    assert third.ask("/v2/models/mnist-mlp/ready") == {"name": "mnist-mlp", "ready": True}
+    (listed,) = (line["serving"] for line in third.ask("/v1/models")["models"] if line["name"] == "mnist-mlp")
+    assert (listed["ready"], listed["picture"], listed["labels"]) == (True, [28, 28, 1], list("0123456789"))
+    assert ["mnist-mlp", version, "READY"] in [
+        [line["name"], line["version"], line["state"]] for line in third.ask("/v2/repository/index", {"ready": True})
+    ]
     head, tensors = infer(third, version)
     parameters = head["parameters"]
     assert isinstance(parameters, dict) and parameters["peer"] in holders

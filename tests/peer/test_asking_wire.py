@@ -22,7 +22,7 @@ def header(message: w.Message) -> bytes:
     return w.encode(message)[4:]
 
 
-@pytest.mark.parametrize("ask", [ASK, w.Ask("xor", "", "json", None, 30.0, 0), replace(ASK, length=w.MAX_ASKED)])
+@pytest.mark.parametrize("ask", [ASK, w.Ask("xor", "", "card", None, 3.0, 0), replace(ASK, length=w.MAX_ASKED)])
 def test_a_question_comes_back(ask: w.Ask) -> None:
     assert w.from_dialler(header(ask)) == ask
 
@@ -37,6 +37,7 @@ def test_an_answer_comes_back(answer: w.FromAnswerer) -> None:
     [
         {"model": "../x"}, {"model": ""}, {"version": "a/b"}, {"form": "pickle"}, {"json": 4000}, {"json": -2},
         {"wait": 0}, {"wait": 10**9}, {"bytes": w.MAX_ASKED + 1}, {"bytes": -1}, {"t": "answer"}, {"model": 7},
+        {"form": "card"},
     ],
 )  # fmt: skip
 def test_a_question_that_breaks_the_rules_is_refused(wrong: dict[str, object]) -> None:
