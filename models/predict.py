@@ -275,7 +275,8 @@ def numbers(values: list[Json], tensor: TensorSpec, *, text: bool = False) -> Ar
     kind = DATATYPES[tensor.datatype]
     try:
         if kinds <= {int} and np.issubdtype(kind, np.integer):
-            exact: Array = np.array(flat, dtype=np.int64)  # float64 has 53 bits
+            wide = np.uint64 if tensor.datatype == "UINT64" else np.int64
+            exact: Array = np.array(flat, dtype=wide)  # float64 has 53 bits
         else:
             items = [float(item) for item in flat] if str in kinds else flat  # type: ignore[arg-type]
             exact = np.array(items, dtype=np.float64)

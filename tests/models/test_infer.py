@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gossipml.errors import UserError
 from gossipml.models.builtin import DigitsMlp, Xor
 from gossipml.models.predict import Names, Written, answer_together, read
-from gossipml.models.spec import Array, Json, Spec, TensorSpec
+from gossipml.models.spec import DATATYPES, Array, Json, Spec, TensorSpec
 
 NAMES = Names("xor", "v7", "anna")
 SAMPLES = np.array([[0, 1], [1, 1]], dtype="<f4")
@@ -100,6 +100,40 @@ def test_text_comes_in_binary() -> None:
         body, size = binary(wrong)
         with pytest.raises(UserError):
             ask(Texts(), body.replace(b"FP32", b"BYTES"), size + 1)
+
+
+INTEGERS = ["UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"]
+
+
+@pytest.mark.parametrize("datatype", [*INTEGERS, "FP16", "FP32", "FP64"])
+def test_every_datatype_of_the_protocol_comes_in_both_ways_and_within_its_bounds(datatype: str) -> None:
+    kind = np.dtype(DATATYPES[datatype])
+    values = 2 ** (8 * kind.itemsize)
+    low: float
+    high: float
+    low, high = (0, values - 1) if datatype.startswith("U") else (-values // 2, values // 2 - 1)
+    outside = [low - 1, high + 1, 0.5]
+    if datatype not in INTEGERS:
+        high = float(np.finfo(kind).max)
+        low, outside = -high, [2.0 * high, -2.0 * high]
+
+    class Wide(Xor):
+        inputs = (TensorSpec("input", datatype, (-1, 2)),)
+
+    def samples(body: bytes, json_size: int | None = None) -> Array:
+        return read(Wide(), "infer", body, json_size).samples
+
+    wanted = np.array([[low, high], [0, 1]], dtype=kind)
+    tensor = {"name": "input", "datatype": datatype, "shape": [2, 2]}
+    in_json = samples(json.dumps({"inputs": [tensor | {"data": [low, high, 0, 1]}]}).encode())
+    data = wanted.astype(kind.newbyteorder("<")).tobytes()
+    head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": len(data)}}]}).encode()
+    in_binary = samples(head + data, len(head))
+    for found in (in_json, in_binary):
+        assert found.dtype == kind and (found == wanted).all()
+    for wrong in outside:
+        with pytest.raises(UserError):
+            samples(json.dumps({"inputs": [tensor | {"data": [wrong, 0, 0, 0]}]}).encode())
 
 
 RAW = SAMPLES.tobytes()
