@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from time import perf_counter
 
@@ -46,7 +46,7 @@ class IdleNode:
     def readiness(self) -> Health:
         return Health(True, "ready")
 
-    def models(self) -> Sequence[ModelCard]:
+    async def models(self, names: Iterable[str]) -> Sequence[ModelCard]:
         return ()
 
     def metrics(self) -> Sequence[Metric]:

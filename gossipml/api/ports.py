@@ -217,6 +217,13 @@ class Node(Protocol):
     async def card(self, model: str, version: str = "") -> ModelCard:
         """A model or a version of it, wherever it is, with inputs and outputs. Raises as `predict` does."""
 
+    async def load(self, model: str) -> None:
+        """Have the newest version of a model here and in memory, from now on. Raises as `predict` does."""
+
+    async def unload(self, model: str) -> None:
+        """Out of memory, until it is asked for again, and newer versions are not fetched any more. UserError for the
+        model that this peer trains."""
+
     def metrics(self) -> Sequence[Metric]: ...
 
     async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:

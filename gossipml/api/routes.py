@@ -319,6 +319,28 @@ class Endpoint:
         ]
         return json_response(lines)
 
+    async def v2_load(self, request: Request) -> Response:
+        await self._no_parameters(request)
+        with trio.move_on_after(PREDICT_SECONDS):
+            await self._node.load(_model(request))
+            return json_response({})
+        raise Refusal(504, f"the model {_model(request)} was not here within {PREDICT_SECONDS:g} s; ask again later")
+
+    async def v2_unload(self, request: Request) -> Response:
+        await self._no_parameters(request, "unload_dependents")  # no model here depends on another
+        await self._node.unload(_model(request))
+        return json_response({})
+
+    async def _no_parameters(self, request: Request, *ignored: str) -> None:
+        """UserError for a body with parameters: what a model is, is not the client's to say."""
+        if not (body := await self._small_body(request)):
+            return
+        _media_type(request, ("application/json", ""))
+        value = strict_json.parse(body)
+        given = value.get("parameters", {}) if isinstance(value, dict) else None
+        if not isinstance(given, dict) or given.keys() - set(ignored):
+            raise UserError("the body must be empty or a JSON object without parameters; a model brings its own")
+
     async def _infer(self, request: Request) -> Response:
         size = _json_size(request)
         _media_type(request, ("application/json", BINARY, ""))  # tritonclient names no type

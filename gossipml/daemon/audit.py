@@ -2,7 +2,8 @@
 
 `record` puts it into a bounded queue and returns; a part of the daemon brings the queue to `gossipml.daemon.audit_log`,
 many at a time, in a thread. What does not fit the queue, or cannot be written because the disk is full or broken, is
-counted, said in the log of the peer, and stands in the audit log as a gap once that can be written again.
+counted, said in the log and the health of the peer, and stands in the audit log as a gap as soon as that can be written
+again.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Audit:
         self.written = 0
         self.lost = 0
         """Entries that were not written; both only grow."""
+        self.problem = ""
+        """Why nothing can be written now, in a sentence; empty when it can."""
         self._folder = folder
         self._clock = clock
         self._config = config
@@ -79,7 +82,8 @@ class Audit:
         task_status.started()
         try:
             while True:
-                await self._arrived.wait()
+                if not self._gap:  # else try soon whether the disk takes anything again
+                    await self._arrived.wait()
                 self._arrived = trio.Event()
                 await trio.sleep(BATCH_SECONDS if await self._flush() else RETRY_SECONDS)
         finally:
@@ -92,20 +96,26 @@ class Audit:
     async def _flush(self) -> bool:
         """Write what is queued; whether the disk took it."""
         batch, self._queue, self._bytes = self._queue, deque(), 0
-        if not batch:
+        if not batch and not self._gap:
             return True
         try:
             await trio.to_thread.run_sync(self._write, batch, limiter=self._one)
         except (OSError, sqlite3.Error) as error:
             self._lose(len(batch), str(error))
+            self.problem = (
+                f"the audit log takes nothing ({error}), and answering goes on without; make room on its disk"
+            )
             await trio.to_thread.run_sync(self._close_after, error, limiter=self._one)
             return False
         self.written += len(batch)
+        if self.problem:
+            log.info("the audit log is written again")
+            self.problem = ""
         return True
 
     def _write(self, batch: Sequence[tuple[float, Prediction]]) -> None:
         """In a thread."""
-        now = batch[-1][0]
+        now = self._clock.wall()
         if self._log is None:
             self._log = AuditLog(self._folder)
         begun = self._log.begun
@@ -117,7 +127,8 @@ class Audit:
         gap = self._gap
         entries = [(_entry(*item, self._own), item[1].given if self._config.inputs else None) for item in batch]
         if gap:
-            lost = Entry(batch[0][0], "lost", "", "", "", 0, gap, "", f"{gap} predictions could not be recorded", 0.0)
+            since = batch[0][0] if batch else now
+            lost = Entry(since, "lost", "", "", "", 0, gap, "", f"{gap} predictions could not be recorded", 0.0)
             entries.insert(0, (lost, None))
         self._log.append(entries)
         self._gap -= gap

@@ -32,6 +32,7 @@ from gossipml.daemon.metrics import metrics
 from gossipml.daemon.node import Node
 from gossipml.daemon.routing import Routing
 from gossipml.daemon.serving import VERSION_DIGITS, Serving
+from gossipml.errors import UserError
 from gossipml.ids import format_peer_id
 from gossipml.peer.wire import LINK_SIZE
 
@@ -130,7 +131,7 @@ class Face:
 
     def _problems(self) -> list[JSON]:
         """What a person should know: parts that keep crashing, and, while alone, who turned us away."""
-        problems: list[JSON] = [*self.node.supervisor.problems()]
+        problems: list[JSON] = [*self.node.supervisor.problems(), *self._lacks()]
         mesh, gossip = self.node.mesh, self.node.gossip
         if 0 < len(mesh.links()) < gossip.config.stack:
             problems.append(
@@ -193,7 +194,11 @@ class Face:
         problems = self.node.supervisor.problems()
         if problems:
             return Health(False, "; ".join(problems))
-        return Health(True, "all parts of the peer are running")
+        return Health(True, "; ".join(["all parts of the peer are running", *self._lacks()]))
+
+    def _lacks(self) -> list[str]:
+        """What does not work, and keeps the peer from nothing else."""
+        return [self.audit.problem] if self.audit is not None and self.audit.problem else []
 
     def readiness(self) -> Health:
         progress, part = self.node.learner.progress, self.node.supervisor.parts.get("learner")
@@ -235,6 +240,16 @@ class Face:
 
     async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:
         return await (self.routing or self.serving).predict(model, request)
+
+    async def load(self, model: str) -> None:
+        if self.routing is not None:
+            await self.routing.load(model)
+
+    async def unload(self, model: str) -> None:
+        if model == self._layout_name():
+            raise UserError(f"{model} is what this peer was started for; stop the peer: `gossipml peer stop`")
+        self.node.library.followed.discard(model)
+        await self.serving.unload(model)
 
     def _version(self) -> str:
         """Names what answers: a published version, or the layout and how far its training has come."""

@@ -33,7 +33,6 @@ from gossipml.api.ports import (
     UnknownModel,
 )
 from gossipml.daemon.cards import read_card, write_card
-from gossipml.daemon.library import name_of
 from gossipml.daemon.node import Node
 from gossipml.env import ASK
 from gossipml.errors import RemoteError, UserError
@@ -447,18 +446,24 @@ class Routing:
             self._nursery.start_soon(self._pull, model)
 
     async def _pull(self, model: str) -> None:
-        """Fetch the newest version and those that come after it; others are asked until it is in memory."""
-        library = self._node.library
+        log.info("%s is asked for often: fetching it, to answer from here", model)
         try:
-            version = await library.latest(model)
-            if version is None:
-                return
-            log.info("%s is asked for often: fetching it, to answer from here", name_of(version))
-            await library.fetch(version)
-            await self._local.warm(model)
-            library.follow(model)
+            await self.load(model)
             self._pulled.add(model)
         except (UserError, RemoteError, UnknownModel, NotReady, OSError) as error:
             log.warning("%s is asked for often, and cannot be fetched: %s", model, error)
         finally:
             self._pulling.discard(model)
+
+    async def load(self, model: str) -> None:
+        """Fetch the newest version and those that come after it; others are asked until it is in memory. UnknownModel
+        when there is none, or when it could not be answered for here."""
+        library = self._node.library
+        if not self._local.has(model) and not self._local.could_have(model):
+            raise UnknownModel(f"the model {model} cannot be built on this peer; it is asked of the peers that can")
+        version = await library.latest(model)
+        if version is None:
+            raise UnknownModel(f"no version of a model {model!r} is published; see `gossipml models list`")
+        await library.fetch(version)
+        await self._local.warm(model)
+        library.follow(model)

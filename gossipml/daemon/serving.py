@@ -150,6 +150,11 @@ class Serving:
         memory = await self._hosting()
         await memory.load(self._wanted(self._versions(model, "")[0]))
 
+    async def unload(self, model: str) -> None:
+        """Forget its versions until they are asked for again."""
+        if self._memory is not None:
+            await self._memory.drop_model(model)
+
     async def predict(self, model: str, request: PredictRequest) -> PredictAnswer:
         """See `gossipml.api.ports.Node.predict`."""
         if self._waiting >= MAX_WAITING:

@@ -89,6 +89,12 @@ class Memory:
         if self._loaded.pop(key, None) is not None:
             await self.predictor.drop(key)
 
+    async def drop_model(self, model: str) -> None:
+        """Forget the versions of a model that are in memory."""
+        for key, loaded in list(self._loaded.items()):
+            if loaded.wanted.model == model and loaded.over.is_set():
+                await self.drop(key)
+
     async def _load(self, loaded: _Loaded) -> None:
         wanted = loaded.wanted
         name = f"version {wanted.version} of {wanted.model}"

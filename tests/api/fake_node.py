@@ -109,6 +109,7 @@ class FakeNode:
     """What every prediction waits for."""
     peer_rows: list[dict[str, JSON]] = field(default_factory=list)
     paused: bool = False
+    loaded: set[str] = field(default_factory=set)
     recorded: list[Prediction] = field(default_factory=list)
     broadcast: Broadcast = field(default_factory=Broadcast)
     library: FakeLibrary = field(default_factory=FakeLibrary)
@@ -142,6 +143,13 @@ class FakeNode:
     async def models(self, names: Iterable[str]) -> Sequence[ModelCard]:
         known = [card.name for card in self.cards]
         return (*self.cards, *(replace(ELSEWHERE, name=name) for name in names if name not in known))
+
+    async def load(self, model: str) -> None:
+        await self.card(model)
+        self.loaded.add(model)
+
+    async def unload(self, model: str) -> None:
+        self.loaded.discard(model)
 
     def metrics(self) -> Sequence[Metric]:
         return (

@@ -54,6 +54,16 @@ def test_tritonclient_works_unchanged(peer: Peer, binary: bool) -> None:
             assert answer.as_numpy("probability") is None
             response = answer.get_response()
             assert (response["id"], response["model_version"]) == ("7", version)
+        bearer = {"Authorization": f"Bearer {(peer.home.path / 'api-token').read_text().strip()}"}
+        client.load_model("xor", headers=bearer)
+        with pytest.raises(Exception, match="needs the token"):
+            client.load_model("xor")
+        with pytest.raises(Exception, match="is what this peer was started for"):
+            client.unload_model("xor", headers=bearer)
+        client.unload_model("mnist-mlp", headers=bearer)
+        assert client.infer("xor", [given], timeout=20_000_000).as_numpy("result").shape == (4, 1)
+        with pytest.raises(Exception, match="did not answer within 1e-06 s"):
+            client.infer("xor", [given], timeout=1)
         everything = client.infer("xor", [given])  # asks for binary outputs
         assert everything.as_numpy("probability").shape == (4, 1)
         with pytest.raises(Exception, match="there is no model 'nothing' here"):

@@ -385,6 +385,21 @@ async def test_the_repository_index_lists_models_and_states() -> None:
     assert (await asker.post("/v2/repository/index", b"{}", "text/plain")).status == 415
 
 
+async def test_models_are_loaded_and_unloaded_with_the_token() -> None:
+    node = FakeNode()
+    asker, token = client(node, GuardRules(api_token="t" * 32)), {"authorization": "Bearer " + "t" * 32}
+    load, unload = "/v2/repository/models/xor/load", "/v2/repository/models/xor/unload"
+    assert (await asker.ask("POST", load)).status == (await asker.ask("POST", unload)).status == 401
+    assert (await asker.ask("POST", load, token)).json() == {} and node.loaded == {"xor"}
+    assert (await asker.post(unload, {"parameters": {"unload_dependents": False}}, "", **token)).json() == {}
+    assert node.loaded == set()
+    wrongs: tuple[JSON, ...] = ({"parameters": {"config": "{}"}}, {"parameters": 7}, [])
+    for wrong in wrongs:
+        answer = await asker.post(load, wrong, **token)
+        assert (answer.status, "without parameters" in answer.error) == (400, True)
+    assert (await asker.ask("POST", "/v2/repository/models/nothing/load", token)).status == 404
+
+
 # Status, pages, metrics, documents
 
 

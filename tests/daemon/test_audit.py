@@ -165,10 +165,15 @@ async def test_a_full_disk_loses_entries_and_nothing_else(tmp_path: Path, monkey
         audit.record(ASKED)
 
     def free(audit: Audit) -> None:
-        monkeypatch.undo()
+        assert "takes nothing (database or disk is full)" in audit.problem
+        monkeypatch.setattr(AuditLog, "append", append)
+
+    def go_on(audit: Audit) -> None:
+        assert audit.problem == "", "nobody had to ask for anything"
         audit.record(ASKED)
 
-    audit = await while_recording(tmp_path, AuditConfig(), lambda audit: audit.record(ASKED), fill, free)
+    append = AuditLog.append
+    audit = await while_recording(tmp_path, AuditConfig(), lambda audit: audit.record(ASKED), fill, free, go_on)
     assert (audit.written, audit.lost) == (2, 1)
     assert [entry.route for entry in rows(tmp_path)] == ["/predict/xor", "lost", "/predict/xor"]
     assert audit_log.verify(tmp_path).problem == ""
