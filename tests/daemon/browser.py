@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,3 +63,19 @@ def draw(page: Page, sheet: Locator, *strokes: list[tuple[float, float]]) -> Non
         for x, y in rest:
             page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=8)
         page.mouse.up()
+
+
+def drop(page: Page, place: Locator, file: Path) -> None:
+    """Drag a file from outside onto the place, and let it go."""
+    held = page.evaluate_handle(
+        """([name, bytes]) => {
+            const held = new DataTransfer();
+            held.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
+            return held;
+        }""",
+        [file.name, list(file.read_bytes())],
+    )
+    place.dispatch_event("dragover", {"dataTransfer": held})
+    assert "over" in str(place.get_attribute("class")), "it shows that it takes the file"
+    place.dispatch_event("drop", {"dataTransfer": held})
+    assert "over" not in str(place.get_attribute("class"))

@@ -64,7 +64,10 @@ def test_a_person_draws_a_digit_and_reads_what_it_is(peers: tuple[Peer, Peer], c
 def test_a_digit_can_be_drawn_with_the_keyboard_alone(peers: tuple[Peer, Peer], chromium: Browser) -> None:
     with quiet_page(chromium) as page:
         page.goto(address(peers[0]))
-        page.locator("#sheet").focus()
+        page.locator("#which select").focus()
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == "sheet"
+        assert page.locator(".pen").is_visible(), "it shows where the pen is"
         page.keyboard.press("Space")
         for _ in range(20):
             page.keyboard.press("ArrowDown")

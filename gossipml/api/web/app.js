@@ -56,6 +56,7 @@ function showSelf() {
     ["uptime", span(status.uptime)],
   ]);
   control.show(status);
+  ask.prefer(status.model);
   charts.draw(status.peer);
   say($("learning-note"), t("testData"));
   say($("foot"), t("foot", { v: status.gossipml }));

@@ -1,4 +1,4 @@
-// A form for each model that this peer answers for, made from what the model says of its inputs.
+// A form for each model of the network, made from what the model says of its inputs.
 
 import { showAnswer } from "./answer.js";
 import { h, say } from "./dom.js";
@@ -15,36 +15,52 @@ export class Ask {
     this.place = form;
     this.answer = answer;
     this.models = [];
+    this.own = null; // the model of this peer, which is shown until somebody chooses another
     this.chosen = null;
-    this.shape = "";
+    this.listed = "";
+    this.formed = "";
+    this.choice = h("select", { onchange: () => this.form((this.chosen = this.choice.value)) });
+  }
+
+  prefer(name) {
+    if (name === this.own) return;
+    this.own = name;
+    this.list();
   }
 
   show(models) {
-    const shape = JSON.stringify(models.map((model) => [model.name, model.ready, model.inputs, model.features, model.picture]));
+    const listed = JSON.stringify(models.map((model) => [model.name, model.ready, model.reason, shape(model)]));
     this.models = models;
-    if (shape !== this.shape) {
-      this.shape = shape;
-      this.translate();
-    }
+    if (listed === this.listed) return;
+    this.listed = listed;
+    this.list();
   }
 
   translate() {
+    this.formed = "";
+    this.list();
+  }
+
+  /** What can be asked. The form stays as it is, with what was typed or drawn, unless its own model has changed. */
+  list() {
     const able = this.models.filter((model) => model.ready);
     if (!able.length) {
       this.which.replaceChildren();
-      this.place.replaceChildren(h("p", { class: "quiet" }, t("notReady", { why: this.models[0]?.reason || "…" })));
+      this.place.replaceChildren(h("p", { class: "quiet" }, t("notReady", { why: (this.models.find((model) => model.name === this.own) ?? this.models[0])?.reason || "…" })));
+      this.formed = "";
       return;
     }
-    const model = able.find((one) => one.name === this.chosen) ?? able[0];
-    const choice = h("select", { onchange: () => this.choose(choice.value) },
-      ...able.map((one) => h("option", { value: one.name, selected: one === model }, one.name)));
-    this.which.replaceChildren(h("span", { class: "unseen" }, t("choose")), choice);
-    this.choose(model.name);
+    const named = (name) => able.find((one) => one.name === name);
+    const model = named(this.chosen) ?? named(this.own) ?? able[0];
+    this.choice.replaceChildren(...able.map((one) => h("option", { value: one.name, selected: one === model }, one.name)));
+    if (!this.choice.isConnected) this.which.replaceChildren(h("span", { class: "unseen", "data-t": "choose" }, t("choose")), this.choice);
+    this.form(model.name);
   }
 
-  choose(name) {
-    this.chosen = name;
+  form(name) {
     const model = this.models.find((one) => one.name === name);
+    if (this.formed === shape(model)) return;
+    this.formed = shape(model);
     const [height, width, channels] = model.picture ?? [];
     const input = height && channels === 1 && Math.max(height, width) <= MAX_DRAWN ? new Draw(height, width) : height ? new Drop() : new Numbers(model);
     this.place.replaceChildren(
@@ -60,6 +76,7 @@ export class Ask {
 
   async predict(model, input) {
     const begun = performance.now();
+    this.chosen = model.name;
     try {
       const value = await input.value();
       const response = await fetch(`/predict/${encodeURIComponent(model.name)}`, {
@@ -75,3 +92,5 @@ export class Ask {
     }
   }
 }
+
+const shape = (model) => JSON.stringify([model.name, model.inputs, model.features, model.picture]);

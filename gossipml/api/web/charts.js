@@ -14,7 +14,7 @@ export class Charts {
     this.lines = new Map(); // peer -> [{uptime, accuracy, loss}]
     this.charts = [
       new Chart("accuracy", "accuracy", (value) => percent(value), (value) => percent(value, 0), () => [0, 1], (value) => value),
-      new Chart("loss", "lossLog", (value) => number(value, 4), (value) => number(value, value < 0.095 ? 3 : 1), decades, Math.log),
+      new Chart("loss", "lossLog", (value) => number(value, 4), (value) => number(value, Math.max(1, Math.ceil(-Math.log10(value)))), decades, Math.log),
     ];
     place.append(...this.charts.map((chart) => chart.figure));
     new ResizeObserver(() => this.own && this.draw(this.own)).observe(place);
@@ -97,9 +97,9 @@ class Chart {
   }
 }
 
-/** Whole powers of ten around the values, at most four of them: a loss falls by factors. */
+/** Whole powers of ten around the values, at most five of them: a loss falls by factors. */
 function decades(values) {
   const high = 10 ** Math.ceil(Math.log10(Math.max(...values, 1e-6)));
   const least = Math.min(...values.filter((value) => value > 0), high / 10);
-  return [Math.max(10 ** Math.floor(Math.log10(least)), high / 1e4), high];
+  return [Math.max(10 ** Math.floor(Math.log10(least)), high / 1e5), high];
 }

@@ -16,7 +16,8 @@ export class Draw {
     this.small = height < 16;
     this.thick = this.small ? PEN.small : PEN.large;
     this.sheet = h("canvas", { width: SIDE, height: SIDE, tabindex: 0, role: "img", "aria-label": t("draw"), "aria-describedby": "draw-help", id: "sheet" });
-    this.element = h("div", { class: "draw" }, this.sheet, h("p", { class: "quiet", id: "draw-help" }, t("drawHelp")));
+    this.mark = h("i", { class: "pen", "aria-hidden": "true" }); // where the keyboard's pen is
+    this.element = h("div", { class: "draw" }, h("div", { class: "sheet" }, this.sheet, this.mark), h("p", { class: "quiet", id: "draw-help" }, t("drawHelp")));
     this.pen = this.sheet.getContext("2d", { willReadFrequently: true });
     this.at = null; // where the stroke is; null between two
     this.cursor = { x: SIDE / 2, y: SIDE / 4 };
@@ -29,6 +30,7 @@ export class Draw {
     for (const kind of ["pointerup", "pointercancel"]) this.sheet.addEventListener(kind, () => this.end());
     this.sheet.addEventListener("keydown", (event) => this.key(event));
     this.clear();
+    this.showPen();
   }
 
   clear() {
@@ -101,8 +103,9 @@ export class Draw {
   }
 
   end() {
-    if (this.at) this.ondone();
+    if (!this.at) return;
     this.at = null;
+    this.ondone();
   }
 
   key(event) {
@@ -118,7 +121,14 @@ export class Draw {
     } else {
       return;
     }
+    this.showPen();
     event.preventDefault();
+  }
+
+  showPen() {
+    this.mark.style.left = `${(100 * this.cursor.x) / SIDE}%`;
+    this.mark.style.top = `${(100 * this.cursor.y) / SIDE}%`;
+    this.mark.classList.toggle("down", this.at !== null);
   }
 }
 

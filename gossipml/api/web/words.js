@@ -121,7 +121,8 @@ export function bytes(value) {
   const units = ["byte", "kilobyte", "megabyte", "gigabyte", "terabyte"];
   let unit = 0;
   for (; value >= 1000 && unit < units.length - 1; unit += 1) value /= 1000;
-  return formatted(value, { style: "unit", unit: units[unit], unitDisplay: unit ? "short" : "narrow", maximumFractionDigits: unit > 1 ? 1 : 0 });
+  if (!unit) return `${number(value)} B`;
+  return formatted(value, { style: "unit", unit: units[unit], unitDisplay: "short", maximumFractionDigits: unit > 1 ? 1 : 0 });
 }
 
 export function span(seconds) {
