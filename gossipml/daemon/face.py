@@ -242,8 +242,7 @@ class Face:
         return await (self.routing or self.serving).predict(model, request)
 
     async def load(self, model: str) -> None:
-        if self.routing is not None:
-            await self.routing.load(model)
+        await (self.routing.load(model) if self.routing else self.serving.warm(model))
 
     async def unload(self, model: str) -> None:
         if model == self._layout_name():

@@ -37,6 +37,8 @@ from gossipml.daemon.node import Node
 from gossipml.env import ASK
 from gossipml.errors import RemoteError, UserError
 from gossipml.ids import MAX_CONTACT_ADDRESSES, Contact, PeerId, format_peer_id, short_peer_id
+from gossipml.models.registry import nearest
+from gossipml.models.store_rules import MIN_PREFIX
 from gossipml.peer import asking as a
 from gossipml.peer import asking_wire as w
 from gossipml.peer.asking_stream import Answerer, Asker, AskingConfig, Busy
@@ -57,6 +59,7 @@ OVERLOADED_SECONDS = 2.0  # for others to answer what we have no room for; then 
 PULL_SECONDS = 60.0
 MAX_PULLED = 8  # models fetched because they were asked for
 TIDY_SECONDS = 10.0
+NAMES_SECONDS = 1.0  # for what there is where somebody asks for what there is not
 CARD_SECONDS = 3.0  # for others to say what a model takes and gives
 
 T = TypeVar("T")
@@ -247,7 +250,7 @@ class Routing:
                 raise
             return await self._local.card(model, version)
 
-    async def _card_here(self, model: str, version: str) -> ModelCard:
+    async def _card_here(self, model: str, version: str = "") -> ModelCard:
         card = await self._local.card(model, version)
         if not card.ready:
             raise UnknownModel(card.reason) if card.versions else NotReady(card.reason)
@@ -269,14 +272,30 @@ class Routing:
             return answer
         if here is None and answer.unknown:
             try:
-                return await question.here()  # which says what there is here
-            except (UnknownModel, NotReady) as error:
+                return await question.here()  # which says whether there will be one here
+            except NotReady as error:
                 here = error
+            except UnknownModel:
+                raise await self._nowhere(question.model, question.version) from None
         if isinstance(here, UnknownModel) and answer.unknown:
             raise UnknownModel(f"{here}; no other peer of the network has it either") from None
         if here is not None and (answer.unknown or isinstance(here, Overloaded)):
             raise here
         raise NotReady(f"the peers that have the model {question.model} do not answer; ask again in a moment", 2)
+
+    async def _nowhere(self, model: str, version: str) -> UnknownModel:
+        if version and len(version) < MIN_PREFIX:
+            return UnknownModel(f"version {version!r} is too short; give at least {MIN_PREFIX} characters of the id")
+        if version:
+            return UnknownModel(
+                f"no peer of the network has a version {version[:64]!r} of a model {model!r}; see "
+                "`gossipml models list`"
+            )
+        names: list[str] = []
+        with trio.move_on_after(NAMES_SECONDS):
+            async with self._looks:
+                names = await self._node.library.names()
+        return UnknownModel(f"there is no model {model!r} in the network; {nearest(model, names)}")
 
     async def _forward(self, question: _Question[T], here: Exception | None) -> T | a.GiveUp:
         """The answer of another peer. UserError when the input is refused."""
@@ -463,7 +482,8 @@ class Routing:
             raise UnknownModel(f"the model {model} cannot be built on this peer; it is asked of the peers that can")
         version = await library.latest(model)
         if version is None:
-            raise UnknownModel(f"no version of a model {model!r} is published; see `gossipml models list`")
+            await self._card_here(model)  # nothing is published: what is in training answers, or nothing does
+            return
         await library.fetch(version)
         await self._local.warm(model)
         library.follow(model)

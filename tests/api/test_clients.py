@@ -66,7 +66,7 @@ def test_tritonclient_works_unchanged(peer: Peer, binary: bool) -> None:
             client.infer("xor", [given], timeout=1)
         everything = client.infer("xor", [given])  # asks for binary outputs
         assert everything.as_numpy("probability").shape == (4, 1)
-        with pytest.raises(Exception, match="there is no model 'nothing' here"):
+        with pytest.raises(Exception, match="there is no model 'nothing' in the network"):
             client.infer("nothing", [given])
         wrong = http.InferInput(described["name"], [4, 3], "FP32")
         wrong.set_data_from_numpy(np.zeros((4, 3), np.float32), binary_data=binary)

@@ -59,12 +59,13 @@ class MadeUp:
     answered: int = 0
     waiting: int = 0
     warmed: list[str] = field(default_factory=list)
+    buildable: bool = True
 
     def has(self, model: str) -> bool:
         return bool(self.node.library.store.versions(model))
 
     def could_have(self, model: str) -> bool:
-        return True
+        return self.buildable
 
     async def warm(self, model: str) -> None:
         self.warmed.append(model)
@@ -260,9 +261,11 @@ def test_a_machine_that_hangs_costs_one_delay_and_no_answer() -> None:
 
 def test_nobody_has_it_and_nobody_answers_are_two_things_each_with_a_sentence() -> None:
     async def scenario(net: Net) -> None:
-        with pytest.raises(UnknownModel, match=r"no model 'nothing' here; no other peer of the network has it"):
+        with pytest.raises(UnknownModel, match="there is no model 'nothing' in the network; there are made-up"):
             await net.ask(3, "nothing")
-        with pytest.raises(UnknownModel, match="no other peer"):
+        with pytest.raises(UnknownModel, match="no peer of the network has a version 'ffffff' of a model 'made-up'"):
+            await net.ask(3, version="ffffff")
+        with pytest.raises(UnknownModel, match="version 'ffff' is too short; give at least 6"):
             await net.ask(3, version="ffff")
         for index in (0, 1):
             net.local[index].failure = NotReady("it starts")
@@ -393,16 +396,33 @@ def test_a_model_that_is_asked_for_often_is_fetched_and_then_answered_here_in_it
     play(scenario, config=RoutingConfig(pull_after=10))
 
 
+def test_a_model_that_is_loaded_by_hand_is_here_and_stays_the_newest() -> None:
+    async def scenario(net: Net) -> None:
+        with pytest.raises(UnknownModel, match="there is no model 'nothing' here"):
+            await net.routing[3].load("nothing")
+        await net.routing[3].load("made-up")
+        assert net.local[3].warmed == ["made-up"]
+        assert (await net.ask(3)).peer == net.peer(3)
+        new = (await net.publish(0, 2.0)).version.hex()
+        await trio.sleep(60)
+        assert (await net.ask(3)).version == new[:12]
+        net.local[2].buildable = False
+        with pytest.raises(UnknownModel, match="cannot be built on this peer"):
+            await net.routing[2].load("made-up")
+
+    play(scenario)
+
+
 def test_what_a_model_takes_is_known_on_a_peer_without_it() -> None:
     async def scenario(net: Net) -> None:
         version = net.node(0).library.store.versions("made-up")[0].version.hex()[:12]
         wanted = replace(CARD, version=version, versions=(version,))
         assert await net.routing[3].card("made-up") == wanted
         assert await net.routing[3].card("made-up", version[:6]) == wanted
-        with pytest.raises(UnknownModel, match="no model 'nothing' here; no other peer of the network has it either"):
+        with pytest.raises(UnknownModel, match="there is no model 'nothing' in the network"):
             await net.routing[3].card("nothing")
-        with pytest.raises(UnknownModel, match="no other peer"):
-            await net.routing[3].card("made-up", "ffff")
+        with pytest.raises(UnknownModel, match="no peer of the network has a version 'ffffff' of a model 'made-up'"):
+            await net.routing[3].card("made-up", "ffffff")
         assert net.routing[3].stats.forwarded == 0 and net.recorded == [], "it is no prediction"
         net.crash(0)
         assert await net.routing[3].card("made-up") == wanted, "from the other one"
@@ -423,7 +443,7 @@ def test_a_list_of_all_models_asks_others_once_in_a_while_and_never_waits_long()
         for _ in range(5):
             own, there, nothing = await cards.of(names)
             assert (own.name, there, nothing.name, nothing.ready) == ("own", made_up, "nothing", False)
-            assert "no other peer of the network has it" in nothing.reason
+            assert "there is no model 'nothing' in the network" in nothing.reason
         assert net.local[0].described + net.local[1].described == 2, "the first one above, and once for five lists"
         for index in (0, 1):
             net.local[index].failure = NotReady("it starts")

@@ -89,9 +89,11 @@ def test_every_form_of_prediction_goes_through_and_none_fails_when_a_holder_is_k
     status, answer = ask(third, "/predict/mnist-mlp", [1, 2])
     assert (status, "the sample has 2 values" in answer["error"]) == (400, True)
     status, answer = ask(third, "/predict/mnist-mlp?version=ffffff")
-    assert (status, "no other peer of the network has it" in answer["error"]) == (404, True)
+    assert (status, "no peer of the network has a version 'ffffff'" in answer["error"]) == (404, True)
     status, answer = ask(third, "/predict/nothing")
-    assert (status, "there is no model 'nothing' here" in answer["error"]) == (404, True)
+    assert (status, "there is no model 'nothing' in the network" in answer["error"]) == (404, True)
+    status, answer = ask(third, "/predict/mnist-mpl")
+    assert (status, "did you mean 'mnist-mlp'?" in answer["error"]) == (404, True)
 
     seen: list[tuple[int, str]] = []
     over = threading.Event()

@@ -42,11 +42,11 @@ def publish(peer: Peer, folder: Path, label: int) -> str:
     return str(json.loads(done.stdout)["version"])[:12]
 
 
-def ask(peer: Peer, path: str, body: object = ZEROS) -> tuple[int, Any]:  # Any: JSON
+def ask(peer: Peer, path: str, body: object = ZEROS, **headers: str) -> tuple[int, Any]:  # Any: JSON
     request = urllib.request.Request(
         f"http://{peer.home.require_run_info().api}{path}",
         json.dumps(body).encode(),
-        {"content-type": "application/json"},
+        {"content-type": "application/json", **headers},
     )
     try:
         with urllib.request.urlopen(request, timeout=30) as response:
@@ -61,7 +61,7 @@ def test_any_version_answers_and_a_new_one_drops_no_request(tmp_path: Path, make
     peer.start("--model", "xor", "--max-rounds", "3", "--no-lan")
     until(lambda: peer.status()["age"] > 0, 60, "its own model is loaded")
     status, answer = ask(peer, "/predict/mnist-mlp")
-    assert (status, "there is no model 'mnist-mlp' here" in answer["error"]) == (404, True)
+    assert (status, "there is no model 'mnist-mlp' in the network" in answer["error"]) == (404, True)
     first = publish(peer, tmp_path, 3)
     status, answer = ask(peer, "/predict/mnist-mlp")
     assert (status, answer["label"], answer["version"], answer["model"]) == (200, "3", first, "mnist-mlp")
@@ -140,4 +140,16 @@ def test_a_peer_that_does_not_train_answers_for_all_it_holds_in_one_process(
     status, answer = ask(server, "/predict/mnist-mlp")
     assert (status, answer["label"], answer["version"]) == (200, "4", label)
     assert ask(server, "/predict/xor", [1, 1])[1]["result"] == 0
+    token = (server.home.path / "api-token").read_text().strip()
+    orders = (
+        ("mnist-mlp/unload", 200, ""),
+        ("xor/unload", 400, "what this peer was started for"),
+        ("mnist-mlp/load", 200, ""),
+        ("nothing/load", 404, "cannot be built on this peer"),
+    )
+    for what, status, says in orders:
+        found, answer = ask(server, f"/v2/repository/models/{what}", {}, authorization=f"Bearer {token}")
+        assert found == status and says in answer.get("error", "")
+    assert ask(server, "/predict/mnist-mlp")[1]["label"] == "4"
+    assert _log(server).count(f"loaded version {label} of mnist-mlp".encode()) == 2, "it was out of memory in between"
     assert b"the predicting process runs" not in _log(server), "the one process hosts both"
