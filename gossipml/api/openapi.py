@@ -42,8 +42,7 @@ INFER = ((JSON_TYPE, "InferRequest"), BINARY)
 PREDICT = (
     (JSON_TYPE, "Anything"),
     ("text/csv", "Text"),
-    ("image/png", "Binary"),
-    ("image/jpeg", "Binary"),
+    *((media, "Binary") for media in ("image/png", "image/jpeg", "image/bmp", "image/gif", "image/webp")),
     ("multipart/form-data", "Upload"),
 )
 LOADING = (404, 502, 503, 504)

@@ -82,7 +82,8 @@ def verify(
     if problem:
         raise UserError(f"the audit log is not what was written: {problem}")
     if not as_json:
-        print(f"{verdict.rows} entries in {verdict.files} files, none changed")
+        files = "1 file" if verdict.files == 1 else f"{verdict.files} files"
+        print(f"{verdict.rows} entries in {files}, none changed")
         print(f"last hash {verdict.last_hash}")
 
 
@@ -101,8 +102,12 @@ def export(
     if file != "-" and suffix not in (".jsonl", ".csv"):
         raise UserError(f"{file} is neither .jsonl nor .csv; name it by what it is to hold")
 
+    count = 0
+
     def rows() -> Iterable[dict[str, Any]]:  # Any: JSON values
+        nonlocal count
         for row in read(home, model=model):
+            count += 1
             given = input_of(home, row.n) if inputs else None
             kept = {"content": None if given is None else given.decode(errors="replace")} if inputs else {}
             yield {**_fields(row), **kept}
@@ -123,6 +128,8 @@ def export(
         raise
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}") from None
+    if file != "-":
+        print(f"wrote {count} entries to {file}")
 
 
 def _fields(row: Row) -> dict[str, Any]:  # Any: JSON values

@@ -13,7 +13,10 @@ from gossipml.cli.common import fetch_json, is_terminal, print_json
 from gossipml.errors import UserError
 
 MAX_FILE = 1 << 24  # the endpoint takes no more
-PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+PICTURES = {
+    ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".bmp": "image/bmp", ".gif": "image/gif",
+    ".webp": "image/webp",
+}  # fmt: skip
 TEXTS = (".json", ".csv", ".txt")
 BAR = 24  # characters
 MOST = 10  # labels shown
@@ -73,7 +76,9 @@ def show(answer: dict[str, Any], labels: list[str]) -> None:  # Any: JSON
     if isinstance(probabilities, list) and len(probabilities) == len(labels):
         del rest["probabilities"]
     for key, value in rest.items():
-        console.print(Text.assemble(f"{key:<12} ", (str(value), "bold" if key in ("label", "result") else "")))
+        console.print(
+            Text.assemble(f"{_plain(key):<12} ", (_plain(value), "bold" if key in ("label", "result") else ""))
+        )
     if "probabilities" not in rest and labels and probabilities:
         rows = sorted(zip(labels, probabilities, strict=True), key=lambda row: -row[1]) if len(labels) > MOST else [
             *zip(labels, probabilities, strict=True)
@@ -93,9 +98,14 @@ def _labels(api: str, answer: dict[str, Any]) -> list[str]:  # Any: JSON
         return []
     try:
         card = fetch_json(api, "GET", f"/v2/models/{quote(answer['model'], safe='')}")
-        return [str(label) for label in card.get("parameters", {}).get("labels", [])]
+        return [_plain(label) for label in card.get("parameters", {}).get("labels", [])]
     except UserError:
         return []
+
+
+def _plain(value: object) -> str:
+    """As text that moves no cursor: it may be another peer's."""
+    return "".join(character if character.isprintable() else "?" for character in str(value))
 
 
 def _file(text: str) -> Path | None:

@@ -75,6 +75,17 @@ def test_without_labels_the_numbers_are_shown(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.splitlines() == ["result       1", "probability  0.9", "xor@v on peer p"]
 
 
+def test_what_another_peer_says_moves_no_cursor(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "fetch_json", lambda *_: {"parameters": {"labels": ["a\x1b[2J", "b\n"]}})
+    answer = {"label": "a\x1b[2J", "probabilities": [0.5, 0.5], "model": "m", "version": "v", "peer": "p"}
+    predict.show(answer, predict._labels("api", answer))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["a?[2J", "b?"]
+    assert lines[0].split()[1] == "a?[2J"
+
+
 def test_of_many_labels_the_likeliest_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     shares = [n / 1225 for n in range(50)]
     answer = {"label": "l49", "probabilities": shares, "model": "m", "version": "v", "peer": "p"}
