@@ -29,7 +29,6 @@ from gossipml.api.ports import (
     Metric,
     ModelCard,
     Node,
-    NotReady,
     Overloaded,
     PredictAnswer,
     PredictRequest,
@@ -285,9 +284,10 @@ class Endpoint:
 
     async def v2_model_ready(self, request: Request) -> Response:
         card = await self._card(request)
-        if not card.ready:
-            raise NotReady(card.reason or f"the model {card.name} is not ready yet; try again in a little while")
-        return json_response({"name": card.name, "ready": True})
+        if card.ready:
+            return json_response({"name": card.name, "ready": True})
+        why = card.reason or f"the model {card.name} is not ready yet; try again in a little while"
+        return json_response({"name": card.name, "ready": False, "error": why}, 503, {"retry-after": "5"})
 
     async def v2_version_ready(self, request: Request) -> Response:
         return await self.v2_model_ready(request)

@@ -330,6 +330,9 @@ async def test_server_and_model_metadata() -> None:
     assert (await asker.get("/v2/models/xor/ready")).json() == {"name": "xor", "ready": True}
     assert (await asker.get("/v2/models/xor/versions/v7/ready")).status == 200
     assert (await asker.get("/v2/models/digits-mlp")).json()["versions"] == []
+    answer = await asker.get("/v2/models/digits-mlp/ready")
+    assert answer.status == 503
+    assert answer.json() == {"name": "digits-mlp", "ready": False, "error": DIGITS.reason}
 
 
 async def test_an_unknown_version_is_404() -> None:
