@@ -11,9 +11,8 @@ Not here: frozen, shared or hooked layers, and layers of other kinds; `kernels.k
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import nn
@@ -26,7 +25,7 @@ _Forward: TypeAlias = Callable[[torch.Tensor, torch.Tensor], object]
 _Backward: TypeAlias = Callable[[torch.Tensor, torch.Tensor], object]
 
 
-class _Layer(Protocol):
+class Layer(Protocol):
     """One model (batch, k), or N models (N, batch, k)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -36,13 +35,27 @@ class _Layer(Protocol):
         """From the gradient of the output, which may be overwritten, that of the input."""
 
 
+@runtime_checkable
+class Weighing(Layer, Protocol):
+    """A layer with parameters."""
+
+    first: bool
+    """Nobody asks for the gradient of its input."""
+
+    def bind(self, vectors: torch.Tensor, gradients: torch.Tensor) -> None:
+        """Where its parameters and their gradients lie, until the next `bind`."""
+
+    def weigh(self, keep: float) -> None:
+        """Adds the gradient of the parameters, of the last `forward` and `backward`, to `keep` times what is there."""
+
+
 class DenseKernel:
     """See `kernels.Kernel`. Made by `dense_kernel`."""
 
-    def __init__(self, layers: list[_Layer], loss: Loss) -> None:
+    def __init__(self, layers: Sequence[Layer], loss: Loss) -> None:
         self._layers = layers
-        self.linear: Final = [layer for layer in layers if isinstance(layer, _Linear)]
-        self.linear[0].first = True
+        self._weighing = [layer for layer in layers if isinstance(layer, Weighing)]
+        self._weighing[0].first = True
         self._loss = loss
         self._room = _Room()
         self._bound: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -55,67 +68,56 @@ class DenseKernel:
         gradients: torch.Tensor,
         keep: float = 0.0,
     ) -> torch.Tensor:
-        losses = self.propagate(vectors, inputs, targets, gradients)
-        for layer in reversed(self.linear):
-            layer.weigh(layer, keep)
-        return losses
-
-    def propagate(
-        self,
-        vectors: torch.Tensor,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        gradients: torch.Tensor,
-        share: float = 1.0,
-    ) -> torch.Tensor:
-        """The losses, and in each layer what `_Linear.weigh` makes the gradients of weights from; both times `share`,
-        of a batch that these samples are."""
         count, batch = inputs.shape[:2]
-        self.bind(vectors, gradients)
+        self._bind(vectors, gradients)
         x = inputs.reshape(batch, -1) if count == 1 else inputs.reshape(count, batch, -1)
         for layer in self._layers:
             x = layer.forward(x)
         d = self._room.of("d", x.shape, x)
         losses = self._loss(x.view(count, batch, -1), targets, d.view(count, batch, -1))
-        if share != 1.0:
-            d.mul_(share)
-            losses = losses * share
         for layer in reversed(self._layers):
             d = layer.backward(d)
+        for weighing in reversed(self._weighing):
+            weighing.weigh(keep)
         return losses
 
-    def bind(self, vectors: torch.Tensor, gradients: torch.Tensor) -> None:
+    def _bind(self, vectors: torch.Tensor, gradients: torch.Tensor) -> None:
         """Making views takes longer than a small product; a peer comes with the same vectors each time."""
         if self._bound is not None and _same(vectors, self._bound[0]) and _same(gradients, self._bound[1]):
             return
-        for layer in self.linear:
+        for layer in self._weighing:
             layer.bind(vectors, gradients)
         self._bound = vectors, gradients  # held, so that nothing else comes to lie at their addresses
 
 
 def dense_kernel(spec: Spec, module: nn.Module) -> DenseKernel | None:
     """The kernel for this module, or None."""
-    layers: list[_Layer] = []
+    layers = dense_layers(module)
+    return DenseKernel(layers, loss_of(spec)) if layers else None
+
+
+def dense_layers(module: nn.Module) -> list[Layer]:
+    """The layers of this module; none of one that is not known to be plainly dense."""
+    layers: list[Layer] = []
     offset = 0
     for layer in _flattened(module):
         if not _plain(layer):
-            return None
+            return []
         match layer:
             case nn.Linear():
-                layers.append(_Linear(layer, offset))
-                offset += sum(parameter.numel() for parameter in layer.parameters())
+                linear = Linear(layer.in_features, layer.out_features, layer.bias is not None, offset)
+                layers.append(linear)
+                offset += linear.size
             case nn.Flatten(start_dim=1, end_dim=-1):
                 pass  # the rows are flat from the start; between dense layers it changes nothing
             case nn.ReLU() | nn.Tanh() | nn.Sigmoid() if layers:
-                layers.append(_Activation(type(layer)))
+                layers.append(Activation(type(layer).__name__))
             case nn.Dropout(p=p) if layers and p < 1:
                 layers += [_Dropout(p)] * (p > 0)
             case _:
-                return None
+                return []
     # Shared layers count once in the vector and twice here.
-    if not layers or offset != sum(parameter.numel() for parameter in module.parameters()):
-        return None
-    return DenseKernel(layers, loss_of(spec))
+    return layers if offset == sum(parameter.numel() for parameter in module.parameters()) else []
 
 
 def _flattened(module: nn.Module) -> list[nn.Module]:
@@ -135,46 +137,36 @@ def _plain(layer: nn.Module) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class Part:
-    """Of a layer's parameters: some rows of W (None: all, of all models), and the bias or not."""
+class Linear:
+    """`y = x W + b`, where W (inputs, outputs) is the transpose that `flat` keeps, from `offset` on in the vector."""
 
-    rows: slice | None
-    bias: bool
-
-
-WHOLE: Final = Part(None, bias=True)
-
-
-class _Linear:
-    """`y = x W + b`, where W (inputs, outputs) is the transpose that `flat` keeps."""
-
-    def __init__(self, layer: nn.Linear, offset: int) -> None:
-        self._inputs, self._outputs = layer.in_features, layer.out_features
-        self._has_bias = layer.bias is not None
-        self._offset = offset
-        self._room = _Room()
-        self._ones = torch.empty(1, 0)
+    def __init__(self, inputs: int, outputs: int, has_bias: bool, offset: int) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self.has_bias = has_bias
+        self.offset = offset
+        self.size = (inputs + has_bias) * outputs
         self.first = False
+        self.room = _Room()
+        self._ones = torch.empty(1, 0)
 
     def bind(self, vectors: torch.Tensor, gradients: torch.Tensor) -> None:
-        self._weight, self._bias = self._views(vectors)
-        self._weight_gradient, self._bias_gradient = self._views(gradients)
+        self._weight, self._bias = self.views(vectors)
+        self._weight_gradient, self._bias_gradient = self.views(gradients)
 
-    def _views(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def views(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of vectors (N, ...), weights (N, inputs, outputs) and biases (N, 1, outputs); for N = 1 without N."""
-        count, middle = len(vectors), self._offset + self._inputs * self._outputs
-        weights = vectors[:, self._offset : middle].view(count, self._inputs, self._outputs)
-        biases = vectors[:, middle : middle + self._outputs * self._has_bias].unsqueeze(1)
+        count, middle = len(vectors), self.offset + self.inputs * self.outputs
+        weights = vectors[:, self.offset : middle].view(count, self.inputs, self.outputs)
+        biases = vectors[:, middle : middle + self.outputs * self.has_bias].unsqueeze(1)
         return (weights[0], biases[0]) if count == 1 else (weights, biases)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._x = x
         if self._ones.shape[1] != x.shape[-2] or self._ones.device != x.device:
             self._ones = x.new_ones(1, x.shape[-2])
-        y = self._room.of("y", (*x.shape[:-1], self._outputs), x)
+        y = self.room.of("y", (*x.shape[:-1], self.outputs), x)
         one = x.dim() == 2
-        if self._has_bias:
+        if self.has_bias:
             return (torch.addmm if one else torch.baddbmm)(self._bias, x, self._weight, out=y)
         return (torch.mm if one else torch.bmm)(x, self._weight, out=y)
 
@@ -182,37 +174,23 @@ class _Linear:
         self._d = d  # stays as it is: layers before this one write into `out`
         if self.first:
             return d  # nobody asks for the gradient of the samples
-        out = self._room.of("d", self._x.shape, d)
+        out = self.room.of("d", self._x.shape, d)
         return (torch.mm if d.dim() == 2 else torch.bmm)(d, self._weight.transpose(-1, -2), out=out)
 
-    def weigh(self, source: _Linear, keep: float, part: Part = WHOLE) -> None:
-        """Adds what `source`, this layer or its twin of another worker, found for its samples to `keep` times the
-        gradient of part of the parameters."""
-        x, d = source._x, source._d
+    def weigh(self, keep: float) -> None:
+        x, d = self._x, self._d
         add = torch.addmm if d.dim() == 2 else torch.baddbmm
-        gradient = self._weight_gradient
-        if part.rows is not None:
-            x, gradient = x[:, part.rows], gradient[part.rows]
-        add(gradient, x.transpose(-1, -2), d, beta=keep, out=gradient)
-        if self._has_bias and part.bias:
+        add(self._weight_gradient, x.transpose(-1, -2), d, beta=keep, out=self._weight_gradient)
+        if self.has_bias:
             # As a product with ones: adding up the rows takes three times as long.
-            ones = source._ones.expand(*d.shape[:-2], 1, -1)
+            ones = self._ones.expand(*d.shape[:-2], 1, -1)
             add(self._bias_gradient, ones, d, beta=keep, out=self._bias_gradient)
 
-    def part(self, index: int, count: int, *, bias: bool) -> Part:
-        """One of `count` parts, of one model; with or without all of the bias."""
-        return Part(slice(self._inputs * index // count, self._inputs * (index + 1) // count), bias)
 
-    def ranges(self, part: Part) -> list[slice]:
-        """Where the part lies in the vector."""
-        rows = part.rows or slice(0, self._inputs)
-        middle = self._offset + self._inputs * self._outputs
-        weights = slice(self._offset + rows.start * self._outputs, self._offset + rows.stop * self._outputs)
-        return [weights, *[slice(middle, middle + self._outputs)] * (self._has_bias and part.bias)]
-
-
-class _Activation:
-    def __init__(self, kind: type[nn.Module]) -> None:
+class Activation:
+    def __init__(self, kind: str) -> None:
+        """`kind`: the name of torch's class."""
+        self.kind = kind
         self._forward, self._backward = _ACTIVATIONS[kind]
         self._room = _Room()
 
@@ -266,10 +244,10 @@ def _sigmoid_backward(d: torch.Tensor, y: torch.Tensor) -> object:
 
 
 # Forward into `out`; backward in place, from the gradient of the output and the output.
-_ACTIVATIONS: Final[dict[type[nn.Module], tuple[_Forward, _Backward]]] = {
-    nn.ReLU: (_relu, _relu_backward),
-    nn.Tanh: (_tanh, _tanh_backward),
-    nn.Sigmoid: (_sigmoid, _sigmoid_backward),
+_ACTIVATIONS: Final[dict[str, tuple[_Forward, _Backward]]] = {
+    "ReLU": (_relu, _relu_backward),
+    "Tanh": (_tanh, _tanh_backward),
+    "Sigmoid": (_sigmoid, _sigmoid_backward),
 }
 
 
@@ -279,6 +257,11 @@ class _Room:
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
         self._views: dict[str, torch.Tensor] = {}
+
+    def keep(self, name: str, buffer: torch.Tensor) -> None:
+        """Use this one from now on, as far as it goes."""
+        self._buffers[name] = buffer.view(-1)
+        self._views.pop(name, None)
 
     def of(self, name: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         view = self._views.get(name)

@@ -1,10 +1,9 @@
-"""How many cores work at one batch, and how: workers that share it, or torch's own threads.
+"""How many cores work at one batch, and how: workers that share the network, or torch's own threads.
 
 Torch spreads single operations over its threads, which pays for large products only; workers share the whole step (see
 `steps`). `choose_split` measures both ways on the machine at hand.
 
-Left out of sharing: models that draw numbers as they train (dropout), which threads would draw in another order each
-time, and modules that need autograd, whose threads wait for Python.
+Left out of sharing: networks without two dense layers in a row, and modules that need autograd.
 """
 
 from __future__ import annotations
@@ -17,12 +16,16 @@ import torch
 
 from gossipml.errors import UserError
 from gossipml.models.batches import Samples
+from gossipml.models.crew import Crew, hire
 from gossipml.models.flat import FlatModule
 from gossipml.models.kernels import ModuleKernel, kernel_for
-from gossipml.models.kernels_dense import dense_kernel
-from gossipml.models.optimise import FlatSgd, TorchOptimiser
-from gossipml.models.spec import Sgd, Spec
-from gossipml.models.steps import LoneSteps, SharedSteps, Steps
+from gossipml.models.kernels_cut import find_pairs
+from gossipml.models.kernels_dense import dense_layers
+from gossipml.models.losses import loss_of
+from gossipml.models.optimise import FlatSgd, TorchOptimiser, make_optimiser
+from gossipml.models.spec import Spec
+from gossipml.models.steps import CrewSteps, LoneSteps, Steps
+from gossipml.models.tuning import Tuning
 
 TRIALS = 5  # of each way; the fastest counts, since other programs can only slow one down
 TRIAL_STEPS = 8
@@ -32,7 +35,7 @@ GAIN = 0.9  # more than one thread must take at most this share of the time of o
 
 @dataclass(frozen=True)
 class Split:
-    """Worker threads, each with so many threads of torch."""
+    """Workers, each with so many threads of torch."""
 
     workers: int
     threads: int
@@ -42,44 +45,62 @@ class Split:
 
 
 def make_steps(
-    spec: Spec, flat: FlatModule, split: Split, optimiser: FlatSgd | TorchOptimiser, samples: Samples
+    spec: Spec,
+    flat: FlatModule,
+    optimiser: FlatSgd | TorchOptimiser,
+    samples: Samples,
+    crew: Crew | None = None,
 ) -> Steps:
-    """What trains the module of `flat`. UserError when several workers cannot."""
-    if split.workers == 1:
+    """What trains the module of `flat`, with a crew or alone. UserError when a crew cannot."""
+    if crew is None:
         return LoneSteps(flat, kernel_for(spec, flat.module) or ModuleKernel(spec, flat), optimiser, samples)
-    kernels = [dense_kernel(spec, flat.module) for _ in range(split.workers)]
-    dense = [kernel for kernel in kernels if kernel is not None]
-    if not dense or _draws(flat.module):
+    layers = dense_layers(flat.module)
+    if not find_pairs(layers):
         raise UserError(
-            f"the model {spec.name!r} is not a plain dense network, which several workers could share; use --workers 1 "
-            f"(and --threads {split.workers} for as many threads)"
+            f"the model {spec.name!r} has no two dense layers in a row, which several workers could share; use "
+            f"--workers 1 (and --threads {crew.size} for as many threads)"
         )
-    return SharedSteps(flat, dense, optimiser, samples, split.threads)
+    return CrewSteps(flat, layers, loss_of(spec), crew, optimiser, samples)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fastest way to train."""
+
+    split: Split
+    crew: Crew | None
+    seconds: dict[Split, float]
+    """Of a step, for each way that was tried."""
 
 
 def choose_split(
-    spec: Spec, flat: FlatModule, samples: Samples, batch: int, threads: int
-) -> tuple[Split, dict[Split, float]]:
-    """The fastest way to train on batches of that size with so many threads, found by trying on a copy; and the seconds
-    of a step for each way that was tried."""
-    ways = [Split(1, 1)]
-    if threads > 1:
-        ways += [Split(1, threads)]
-        if dense_kernel(spec, flat.module) is not None and not _draws(flat.module):
-            ways += [Split(threads, 1)]
-    measured: dict[Split, float] = {}
-    for way in ways[: len(ways) if threads > 1 else 0]:
-        torch.set_num_threads(way.threads)
+    spec: Spec, flat: FlatModule, samples: Samples, batch: int, threads: int, tuning: Tuning | None = None
+) -> Choice:
+    """How to train on batches of that size with so many threads, found by trying on a copy."""
+    alone = Split(1, 1)
+    if threads == 1:
+        return Choice(alone, None, {})
+    crews: dict[Split, Crew | None] = {alone: None, Split(1, threads): None}
+    if find_pairs(dense_layers(flat.module)):
+        crews[Split(threads, 1)] = hire(threads - 1, 1)
+    seconds: dict[Split, float] = {}
+    for split, crew in crews.items():
+        torch.set_num_threads(split.threads)
         with torch.random.fork_rng(devices=[]):
-            measured[way] = _seconds_of_step(spec, flat, way, samples, batch)
-    best = min(measured, key=measured.__getitem__, default=ways[0])
-    return (best if measured and measured[best] < GAIN * measured[ways[0]] else ways[0]), measured
+            seconds[split] = _seconds_of_step(spec, flat, crew, samples, batch, tuning or Tuning())
+    best = min(seconds, key=seconds.__getitem__)
+    if seconds[best] >= GAIN * seconds[alone]:
+        best = alone
+    return Choice(best, crews[best], seconds)
 
 
-def _seconds_of_step(spec: Spec, flat: FlatModule, split: Split, samples: Samples, batch: int) -> float:
+def _seconds_of_step(
+    spec: Spec, flat: FlatModule, crew: Crew | None, samples: Samples, batch: int, tuning: Tuning
+) -> float:
     """Of a copy, the least of some trials."""
     twin = FlatModule(copy.deepcopy(flat.module), flat.vector.device)
-    steps = make_steps(spec, twin, split, FlatSgd(twin, Sgd(1e-6, 0.5)), samples)
+    optimiser = make_optimiser(twin, spec, tuning)
+    steps = make_steps(spec, twin, optimiser, samples, crew)
     indices = torch.arange(batch)
     steps.take(indices)
     least, until = float("inf"), time.perf_counter() + MAX_TRIAL_SECONDS
@@ -92,7 +113,3 @@ def _seconds_of_step(spec: Spec, flat: FlatModule, split: Split, samples: Sample
         if now > until:
             break
     return least
-
-
-def _draws(module: torch.nn.Module) -> bool:
-    return any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in module.modules())

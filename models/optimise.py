@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 
@@ -33,22 +33,13 @@ class FlatSgd:
     def __init__(self, flat: FlatModule, sgd: Sgd) -> None:
         self._values = flat.vector[: flat.parameter_count]
         self._velocity = flat.gradient
-        self._sgd = sgd
+        self.sgd = sgd
         self.keep = sgd.momentum
         self.step = self.step_of([slice(None)])
 
     def step_of(self, ranges: Iterable[slice]) -> Callable[[], None]:
         """What takes the step for some ranges of the parameters alone."""
-        parts = [(self._values[place], self._velocity[place]) for place in ranges]
-        decay, rate = self._sgd.weight_decay, self._sgd.learning_rate
-
-        def step() -> None:
-            for values, velocity in parts:
-                if decay:
-                    velocity.add_(values, alpha=decay)
-                values.add_(velocity, alpha=-rate)
-
-        return step
+        return moves(self.sgd, [(self._values[place], self._velocity[place]) for place in ranges])
 
     def reset(self) -> None:
         self._velocity.zero_()
@@ -61,6 +52,19 @@ class FlatSgd:
         if velocity.shape != self._velocity.shape or not bool(velocity.isfinite().all()):
             raise ValueError("the velocity does not fit")
         self._velocity.copy_(velocity)
+
+
+def moves(sgd: Sgd, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], None]:
+    """What takes the step for some values with their velocities, to which the gradient has been added."""
+    decay, rate = sgd.weight_decay, sgd.learning_rate
+
+    def step() -> None:
+        for values, velocity in parts:
+            if decay:
+                velocity.add_(values, alpha=decay)
+            values.add_(velocity, alpha=-rate)
+
+    return step
 
 
 class TorchOptimiser:

@@ -1,30 +1,24 @@
-"""One optimiser step on the samples at some indices, by one worker or by several that share it.
+"""One optimiser step on the samples at some indices, by the caller alone or by a crew that shares it.
 
-Several workers (threads) share a step twice. First the samples: each fetches its share of them and takes it forward
-and backward through the network, up to the gradients of the layers' outputs. Then the parameters: each makes the
-gradient of its share of the weights, from all samples, and moves these weights. So nothing is added up afterwards, and
-a worker's weights and gradients stay in the cache of its core. The result is that of one worker, to rounding.
+A crew's parameters lie with its workers while it trains (see `kernels_cut`), and not in the flat vector; `settle`
+brings them there. The result is that of one worker, to rounding.
 """
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections.abc import Callable
-from itertools import pairwise
-from queue import SimpleQueue
-from typing import Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
 from gossipml.models.batches import Samples
+from gossipml.models.crew import Crew
+from gossipml.models.crew_work import CutNetwork
 from gossipml.models.flat import FlatModule
 from gossipml.models.kernels import Kernel
-from gossipml.models.kernels_dense import DenseKernel
-from gossipml.models.optimise import FlatSgd, TorchOptimiser
-
-Job: TypeAlias = Callable[[int], "torch.Tensor | None"]
-_Done: TypeAlias = "tuple[int, torch.Tensor | None, BaseException | None]"
+from gossipml.models.kernels_dense import DenseKernel, Layer
+from gossipml.models.losses import Loss
+from gossipml.models.optimise import FlatSgd, TorchOptimiser, moves
 
 
 class Steps(Protocol):
@@ -32,6 +26,9 @@ class Steps(Protocol):
 
     def take(self, indices: torch.Tensor) -> torch.Tensor:
         """One step on the samples at `indices` (b,); the mean loss (1,), detached."""
+
+    def settle(self, *, optimiser: bool = False) -> None:
+        """Call before the flat vector is read or changed between two steps; `optimiser`: its state, too."""
 
 
 class LoneSteps:
@@ -51,110 +48,79 @@ class LoneSteps:
         self._optimiser.step()
         return losses
 
+    def settle(self, *, optimiser: bool = False) -> None:
+        """Everything is where it belongs."""
 
-class SharedSteps:
-    """By a kernel for each worker, since a kernel is not thread-safe."""
+
+class CrewSteps:
+    """By a crew. Other optimisers than `FlatSgd` are the caller's: workers then bring the gradient after each step."""
 
     def __init__(
         self,
         flat: FlatModule,
-        kernels: list[DenseKernel],
+        layers: Sequence[Layer],
+        loss: Loss,
+        crew: Crew,
         optimiser: FlatSgd | TorchOptimiser,
         samples: Samples,
-        threads: int,
     ) -> None:
-        """`threads`: of torch's for each worker."""
-        self._vectors, self._gradients = flat.vector.unsqueeze(0), flat.gradient.unsqueeze(0)
-        self._kernels = kernels
+        """`layers` as `dense_layers` gives them, among them at least one pair."""
+        self._vector, self._gradient = flat.vector, flat.gradient
+        self._layers, self._loss = layers, loss
+        self._crew = crew
         self._optimiser = optimiser
         self._samples = samples
-        self._crew = Crew(len(kernels), threads)
-        count = len(kernels)
-        self._parts = [
-            [layer.part(index, count, bias=place % count == index) for place, layer in enumerate(kernel.linear)]
-            for index, kernel in enumerate(kernels)
-        ]
-        # Other optimisers than SGD on the vector need the whole gradient.
-        self._moves: list[Callable[[], None]] = []
-        if isinstance(optimiser, FlatSgd):
-            for kernel, parts in zip(kernels, self._parts, strict=True):
-                ranges = [layer.ranges(part) for layer, part in zip(kernel.linear, parts, strict=True)]
-                self._moves.append(optimiser.step_of([place for places in ranges for place in places]))
+        self._most = 0
+        self._values_away = self._velocity_away = False
 
     def take(self, indices: torch.Tensor) -> torch.Tensor:
-        batch, count = len(indices), len(self._kernels)
-        cuts = [batch * index // count for index in range(count + 1)]
-        shares = [slice(start, stop) for start, stop in pairwise(cuts)]
-        working = [kernel for kernel, share in zip(self._kernels, shares, strict=True) if share.start < share.stop]
-
-        def propagate(index: int) -> torch.Tensor | None:
-            share = shares[index]
-            if share.start == share.stop:  # fewer samples than workers
-                self._kernels[index].bind(self._vectors, self._gradients)
-                return None
-            inputs, targets = self._samples.at(indices[share])
-            return self._kernels[index].propagate(
-                self._vectors,
-                inputs.unsqueeze(0),
-                targets.unsqueeze(0),
-                self._gradients,
-                (share.stop - share.start) / batch,
-            )
-
-        def weigh(index: int) -> None:
-            own = self._kernels[index].linear
-            for place in reversed(range(len(own))):
-                keep = self._optimiser.keep
-                for kernel in working:
-                    own[place].weigh(kernel.linear[place], keep, self._parts[index][place])
-                    keep = 1.0
-            if self._moves:
-                self._moves[index]()
-
-        losses = [loss for loss in self._crew.each(propagate) if loss is not None]
-        self._crew.each(weigh)
-        if not self._moves:
+        inputs, targets = self._samples.at(indices)
+        if len(indices) > self._most:
+            self._begin(len(indices))
+        self._give_away()
+        losses = self._kernel.accumulate(
+            *(self._vector.unsqueeze(0), inputs.unsqueeze(0), targets.unsqueeze(0), self._gradient.unsqueeze(0)),
+            self._optimiser.keep,
+        )
+        if isinstance(self._optimiser, FlatSgd):
+            self._move()
+        else:
+            self._network.store(self._gradient, velocity=True)
             self._optimiser.step()
-        return torch.stack(losses).sum(0)
+            self._values_away = False
+        return losses
 
+    def settle(self, *, optimiser: bool = False) -> None:
+        if self._values_away:
+            self._network.store(self._vector)
+            self._values_away = False
+        if optimiser and self._velocity_away:
+            self._network.store(self._gradient, velocity=True)
+            self._velocity_away = False
 
-class Crew:
-    """Threads that do a job together. The caller is the first of them."""
+    def _begin(self, batch: int) -> None:
+        """For so many samples a step."""
+        self.settle(optimiser=True)
+        optimiser, size = self._optimiser, len(self._gradient)
+        sgd = optimiser.sgd if isinstance(optimiser, FlatSgd) else None
+        self._network = CutNetwork(self._layers, self._crew, batch, size, sgd)
+        self._kernel = DenseKernel(self._network.layers, self._loss)
+        self._most = batch
+        if isinstance(optimiser, FlatSgd):
+            step_alone = optimiser.step_of(self._network.alone)
+            step_shared = moves(optimiser.sgd, [(share.values, share.velocity) for share in self._network.shares])
 
-    def __init__(self, size: int, threads: int) -> None:
-        self._boxes: list[SimpleQueue[Job | None]] = [SimpleQueue() for _ in range(size - 1)]
-        self._done: SimpleQueue[_Done] = SimpleQueue()
-        for index, box in enumerate(self._boxes, 1):
-            arguments = (index, box, self._done, threads)
-            threading.Thread(target=_work, args=arguments, daemon=True, name=f"gossipml-train-{index}").start()
-        weakref.finalize(self, _dismiss, self._boxes)  # the threads know the boxes alone
+            def move() -> None:
+                step_alone()
+                step_shared()
 
-    def each(self, job: Job) -> list[torch.Tensor | None]:
-        """What `job` gives for each member, 0 and up. When one raises, so does this, after all have ended."""
-        for box in self._boxes:
-            box.put(job)
-        done = [_attempt(job, 0), *[self._done.get() for _ in self._boxes]]
-        for _, _, error in done:
-            if error is not None:
-                raise error
-        return [result for _, result, _ in sorted(done, key=lambda one: one[0])]
+            self._move = move
 
-
-def _work(index: int, box: SimpleQueue[Job | None], done: SimpleQueue[_Done], threads: int) -> None:
-    torch.set_num_threads(threads)  # a thread of torch's has its own idea of how many it may use
-    torch.set_flush_denormal(True)  # holds for one thread; see `worker_main`
-    while (job := box.get()) is not None:
-        done.put(_attempt(job, index))
-        del job  # it holds what waits to be collected
-
-
-def _attempt(job: Job, index: int) -> _Done:
-    try:
-        return index, job(index), None
-    except BaseException as error:
-        return index, None, error
-
-
-def _dismiss(boxes: list[SimpleQueue[Job | None]]) -> None:
-    for box in boxes:
-        box.put(None)
+    def _give_away(self) -> None:
+        """The parameters to the workers, and the velocities where they move the parameters."""
+        if not self._values_away:
+            self._network.load(self._vector)
+            self._values_away = True
+        if not self._velocity_away and isinstance(self._optimiser, FlatSgd):
+            self._network.load(self._gradient, velocity=True)
+            self._velocity_away = True

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -28,12 +29,13 @@ from gossipml.models import published, state
 from gossipml.models.averaging import coordinates_of
 from gossipml.models.batches import Samples, ShuffledOrder
 from gossipml.models.compression import Form, packed_size, parse_form, unpack_into
+from gossipml.models.crew import hire
 from gossipml.models.dataset import LocalData, Targets
 from gossipml.models.feedback import Outgoing
 from gossipml.models.flat import build_flat
-from gossipml.models.kernels_split import Split, choose_split, make_steps
+from gossipml.models.kernels_split import Choice, Split, choose_split, make_steps
 from gossipml.models.merger import Merger
-from gossipml.models.optimise import OuterStep, make_optimiser
+from gossipml.models.optimise import FlatSgd, OuterStep, TorchOptimiser, make_optimiser
 from gossipml.models.predict import Forward
 from gossipml.models.serving import Answering
 from gossipml.models.spec import Spec
@@ -62,25 +64,24 @@ class LocalTrainer:
         device: torch.device | None = None,
         tuning: Tuning | None = None,
     ) -> None:
-        tuning = tuning or Tuning()
+        self._tuning = tuning = tuning or Tuning()
         self._device = device or torch.device("cpu")
         self.spec = spec
         self._flat, self.layout = build_flat(spec, network_id, self._device)
-        self._x = self._flat.vector
-        self._average = self._x.clone()
+        vector = self._flat.vector
+        self._average = vector.clone()
         self._answering = Answering(spec, self._flat, self._device)
-        self._optimiser = make_optimiser(self._flat, spec, tuning)
-        self._outer = OuterStep(tuning.outer, self._x[: self._flat.parameter_count]) if tuning.outer else None
+        self._moving = make_optimiser(self._flat, spec, tuning)
+        self._outer = OuterStep(tuning.outer, vector[: self._flat.parameter_count]) if tuning.outer else None
         self._train = Samples(spec, data.train, self._device)
         self._validation = Samples(spec, data.validation, self._device)
         self._test = Samples(spec, data.test, self._device)
         self._order = ShuffledOrder(len(self._train), tuning.batch or spec.batch, seed)
-        split = Split(1, torch.get_num_threads())
-        self._steps = make_steps(spec, self._flat, split, self._optimiser, self._train)
+        self._steps = make_steps(spec, self._flat, self._moving, self._train)
         self._unevenness = _distance_of_classes(data.train.targets, data.test.targets)
         self._incoming = np.empty(self.layout.size, dtype=np.float32)
         self._merger = Merger(tuning.merge, coordinates_of(self._flat.module))
-        self._outgoing = Outgoing(self._x.cpu().numpy(), exact=self.layout.buffers)
+        self._outgoing = Outgoing(vector.cpu().numpy(), exact=self.layout.buffers)
         self._serve_average = True
         self._rounds_alone = ALONE_ROUNDS
         self.steps = 0
@@ -96,13 +97,27 @@ class LocalTrainer:
         """Trains with so many threads from now on, and says how; 0 workers: as is fastest here, which takes a second
         to find out where there is a choice: the seconds of a step for each way that was tried. UserError when the model
         cannot be trained by more than one worker."""
-        measured: dict[Split, float] = {}
-        split = Split(workers or 1, max(1, threads // (workers or 1)))
-        if not workers and self.on_cpu:
-            split, measured = choose_split(self.spec, self._flat, self._train, self._order.batch, threads)
-        torch.set_num_threads(split.threads)
-        self._steps = make_steps(self.spec, self._flat, split, self._optimiser, self._train)
-        return split, measured
+        choice = Choice(Split(workers or 1, max(1, threads // (workers or 1))), None, {})
+        if workers > 1:
+            choice = replace(choice, crew=hire(workers - 1, choice.split.threads))
+        elif not workers and self.on_cpu:
+            choice = choose_split(self.spec, self._flat, self._train, self._order.batch, threads, self._tuning)
+        self._steps.settle(optimiser=True)
+        torch.set_num_threads(choice.split.threads)
+        self._steps = make_steps(self.spec, self._flat, self._moving, self._train, choice.crew)
+        return choice.split, choice.seconds
+
+    @property
+    def _x(self) -> torch.Tensor:
+        """The parameters (size,), to be read and changed between two steps."""
+        self._steps.settle()
+        return self._flat.vector
+
+    @property
+    def _optimiser(self) -> FlatSgd | TorchOptimiser:
+        """With its state, to be read and changed between two steps."""
+        self._steps.settle(optimiser=True)
+        return self._moving
 
     # Training
 

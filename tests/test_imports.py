@@ -45,6 +45,8 @@ WORLD = {"time", "random", "secrets", "socket", "select", "selectors", "ssl"}
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("gossipml.models.worker_main", "select"): "the blocking loop of the worker process",
     ("gossipml.models.worker_main", "time"): "the worker measures its own speed",
+    ("gossipml.models.crew", "select"): "the caller and helpers of one step wait for each other",
+    ("gossipml.models.crew", "time"): "who waits asks for a while before it sleeps",
     ("gossipml.models.kernels_split", "time"): "which way to use the cores is fastest here is measured",
     ("gossipml.models.central", "time"): "the process that peers are compared with measures its own speed",
 }

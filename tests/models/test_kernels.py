@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import gc
-import threading
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from gossipml.errors import UserError
-from gossipml.models.batches import Samples
 from gossipml.models.builtin import BUILTIN
-from gossipml.models.dataset import Labelled
 from gossipml.models.flat import FlatModule
 from gossipml.models.kernels import kernel_for
 from gossipml.models.kernels_dense import DenseKernel
-from gossipml.models.kernels_split import Split, choose_split, make_steps
-from gossipml.models.optimise import make_optimiser
 from gossipml.models.registry import load_spec
 from gossipml.models.spec import Adaptive, Classifier, Facts, Spec, adapts, sample_shape
-from gossipml.models.steps import Crew
-from gossipml.models.tuning import Tuning
 
 CPU = torch.device("cpu")
 BATCH = 6
@@ -198,84 +188,3 @@ def test_a_loss_of_the_users_is_not_taken_for_the_inherited_one() -> None:
     assert hasattr(Deep().loss, "standard_loss")
     assert not hasattr(OwnLoss().loss, "standard_loss")
     assert isinstance(kernel_for(OwnLoss(), OwnLoss().build()), DenseKernel)
-
-
-def samples_of(spec: Spec, count: int) -> Samples:
-    """Of the user's own; `ingest` gives them as they are."""
-    inputs, targets = batch_of(spec, 1)
-    spec.ingest = lambda samples: samples  # type: ignore[method-assign]
-    return Samples(spec, Labelled(inputs[0, :count].numpy(), targets[0, :count].numpy()), CPU)
-
-
-@pytest.mark.parametrize("workers", [2, 4, 8])  # of 6 samples: 4 have unequal shares, of 8 two have none
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
-@pytest.mark.parametrize("name", ["deep", "own-loss", "xor"])
-def test_workers_that_share_a_step_end_where_one_would(workers: int, optimiser: str, name: str) -> None:
-    ends = []
-    for count in (1, workers):
-        spec = specification(name)
-        flat = flat_of(spec)
-        tuning = Tuning(optimiser=optimiser, learning_rate=0.1, momentum=0.9 if optimiser == "sgd" else None)
-        samples = samples_of(spec, BATCH)
-        steps = make_steps(spec, flat, Split(count, 1), make_optimiser(flat, spec, tuning), samples)
-        losses = [steps.take(torch.randperm(BATCH, generator=torch.Generator().manual_seed(n))) for n in range(3)]
-        ends.append((flat.vector.clone(), flat.gradient.clone(), torch.cat(losses)))
-    torch.testing.assert_close(ends[1], ends[0])
-
-
-def test_what_one_worker_raises_is_raised_when_all_have_ended() -> None:
-    ended: list[int] = []
-
-    def job(index: int) -> None:
-        ended.append(index)
-        if index == 2:
-            raise ValueError("two")
-
-    crew = Crew(4, 1)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="two"):
-            crew.each(job)
-        assert sorted(ended) == [0, 1, 2, 3]
-        ended.clear()
-    assert crew.each(torch.tensor) == [0, 1, 2, 3]
-
-
-def test_workers_end_with_the_trainer_that_they_work_for() -> None:
-    spec = specification("deep")
-    flat = flat_of(spec)
-    before = set(threading.enumerate())
-    steps = make_steps(spec, flat, Split(3, 1), make_optimiser(flat, spec), samples_of(spec, BATCH))
-    steps.take(torch.arange(BATCH))
-    begun = set(threading.enumerate()) - before
-    assert len(begun) == 2
-    del steps
-    gc.collect()
-    for thread in begun:
-        thread.join(5)
-        assert not thread.is_alive()
-
-
-@pytest.mark.parametrize("name", ["mnist-dense", "cifar-cnn"])
-def test_a_model_that_workers_cannot_share_is_refused_with_what_to_do(name: str) -> None:
-    spec = load_spec(name)
-    flat = flat_of(spec)
-    with pytest.raises(UserError, match="use --workers 1"):
-        make_steps(spec, flat, Split(2, 1), make_optimiser(flat, spec), samples_of(spec, BATCH))
-
-
-def test_finding_the_best_number_of_workers_changes_nothing() -> None:
-    spec = specification("digits-mlp")
-    flat = flat_of(spec)
-    samples = samples_of(spec, BATCH)
-    vector, gradient, generator = flat.vector.clone(), flat.gradient.clone(), torch.get_rng_state()
-    threads = torch.get_num_threads()
-    try:
-        split, measured = choose_split(spec, flat, samples, BATCH, 2)
-    finally:
-        torch.set_num_threads(threads)
-    assert list(measured) == [Split(1, 1), Split(1, 2), Split(2, 1)]
-    assert split in measured
-    assert measured[split] <= measured[Split(1, 1)]
-    assert torch.equal(flat.vector, vector)
-    assert torch.equal(flat.gradient, gradient)
-    assert torch.equal(torch.get_rng_state(), generator)

@@ -126,7 +126,7 @@ def test_what_does_better_on_validation_data_is_exported(digits: Dataset) -> Non
     assert torch.equal(trainer.read(export.content), trainer._x)
     trainer._average.copy_(trainer._x)
     with torch.no_grad():
-        trainer._x += 1.0
+        trainer._x.add_(1.0)
     export = trainer.export()
     assert export.evaluation.served == "average"
     assert torch.equal(trainer.read(export.content), trainer._average)

@@ -54,7 +54,7 @@ def test_the_digest_and_the_first_parameters_are_the_same_whatever_trains() -> N
 def test_numbers_alone_change_the_models_own_optimiser() -> None:
     sgd = make(Tuning(learning_rate=0.5, momentum=0.0))._optimiser
     assert isinstance(sgd, FlatSgd)
-    assert (sgd._sgd.learning_rate, sgd._sgd.momentum, sgd._sgd.weight_decay) == (0.5, 0.0, DigitsMlp.weight_decay)
+    assert (sgd.sgd.learning_rate, sgd.sgd.momentum, sgd.sgd.weight_decay) == (0.5, 0.0, DigitsMlp.weight_decay)
     adam = make(Tuning(weight_decay=0.25), WithAdam())._optimiser
     assert isinstance(adam, TorchOptimiser)
     [group] = adam._optimiser.param_groups

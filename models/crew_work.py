@@ -1,0 +1,253 @@
+"""One step of a network by a crew: who does what, and how it lies in the memory that they share.
+
+The caller has the samples, the loss, and the layers that no pair holds (see `kernels_cut`); a pair is one layer of its
+`DenseKernel`. Helpers only do what they are told, one thing after the other: take their parts of the parameters, give
+their summand of a pair's output, learn from the gradient of that output, put their parts back. The caller does not wait
+for the end of a step: while helpers still learn from one batch, it fetches the next.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+
+import torch
+
+from gossipml.models.crew import Crew, Link, as_floats
+from gossipml.models.kernels_cut import LINE, Pair, Share, find_pairs
+from gossipml.models.kernels_dense import Layer, Linear
+from gossipml.models.optimise import moves
+from gossipml.models.spec import Sgd
+from gossipml.models.worker_wire import SharedView
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all workers must know."""
+
+    pairs: tuple[Pair, ...]
+    workers: int
+    batch: int
+    """At most so many samples a step."""
+    size: int
+    """Of the vector of all parameters."""
+    sgd: Sgd | None
+    """How workers move their parameters after each step; None: they leave the gradient where the velocity would be."""
+
+    def pack(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    def share(self, pair: Pair, worker: int) -> Share:
+        """Worker 0 is the caller."""
+        return Share(pair, pair.shares(self.workers)[worker], bias=worker == 0)
+
+
+def _unpack(data: bytes) -> Plan:
+    fields = json.loads(data)
+    pairs = tuple(
+        Pair(**{**pair, "biases": tuple(pair["biases"]), "activations": tuple(pair["activations"])})
+        for pair in fields.pop("pairs")
+    )
+    sgd = fields.pop("sgd")
+    return Plan(pairs=pairs, sgd=None if sgd is None else Sgd(**sgd), **fields)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Of one pair, in shared memory. Rows are samples."""
+
+    inputs: tuple[torch.Tensor, ...]
+    """Two of them, in turn: a helper may still need the one before, when it has not finished the last step."""
+    output: tuple[torch.Tensor, ...]
+    """The summands of the helpers."""
+    output_gradient: torch.Tensor
+    input_gradient: tuple[torch.Tensor, ...]
+    """The summands of the helpers; nothing is there for the first pair."""
+
+
+class Shared:
+    """How the shared memory is used."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        helpers = plan.workers - 1
+        self._widths = [
+            width
+            for pair in plan.pairs
+            for width in (*[pair.inputs] * 2, *[pair.outputs] * (helpers + 1), *[pair.inputs] * helpers)
+        ]
+        self.size = _whole_lines(plan.size) + sum(_whole_lines(plan.batch * width) for width in self._widths)
+
+    def cut(self, memory: torch.Tensor) -> tuple[torch.Tensor, list[Exchange]]:
+        """Of memory (size,): room for the vector, and for each pair."""
+        helpers = self._plan.workers - 1
+        rooms = self._rooms(memory)
+
+        def take(count: int) -> tuple[torch.Tensor, ...]:
+            return tuple(next(rooms) for _ in range(count))
+
+        exchanges = [Exchange(take(2), take(helpers), next(rooms), take(helpers)) for _ in self._plan.pairs]
+        return memory[: self._plan.size], exchanges
+
+    def _rooms(self, memory: torch.Tensor) -> Iterator[torch.Tensor]:
+        start = _whole_lines(self._plan.size)
+        for width in self._widths:
+            count = self._plan.batch * width
+            yield memory[start : start + count].view(self._plan.batch, width)
+            start += _whole_lines(count)
+
+
+def _whole_lines(count: int) -> int:
+    return -(-count // LINE) * LINE
+
+
+_MESSAGE = struct.Struct("<BBBI")  # what to do; pair, or 1 for velocities; which of two inputs; samples, or bytes
+_DONE = b"."
+
+
+class _Do(IntEnum):
+    BEGIN = 0
+    FORWARD = 1
+    BACKWARD = 2
+    LOAD = 3
+    STORE = 4
+
+
+class CutPair:
+    """A pair as a layer (see `kernels_dense.Weighing`) of the caller, who has a share of it, too."""
+
+    def __init__(self, pair: Pair, number: int, share: Share, crew: Crew, exchange: Exchange) -> None:
+        self.first = pair.first
+        self._number = number
+        self._share = share
+        self._crew = crew
+        self._exchange = exchange
+        self._turn = 0
+
+    def bind(self, vectors: torch.Tensor, gradients: torch.Tensor) -> None:
+        """Its parameters lie with the workers; see `CutNetwork.load`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._turn = 1 - self._turn
+        batch = len(x)
+        self._exchange.inputs[self._turn][:batch].copy_(x)
+        self._crew.tell(_MESSAGE.pack(_Do.FORWARD, self._number, self._turn, batch))
+        y = self._share.forward(x)
+        self._crew.wait()
+        for summand in self._exchange.output:
+            y.add_(summand[:batch])
+        return y
+
+    def backward(self, d: torch.Tensor) -> torch.Tensor:
+        batch = len(d)
+        self._exchange.output_gradient[:batch].copy_(d)
+        self._crew.tell(_MESSAGE.pack(_Do.BACKWARD, self._number, 0, batch))
+        out = self._share.backward(d)
+        if not self.first:
+            self._crew.wait()
+            for summand in self._exchange.input_gradient:
+                out.add_(summand[:batch])
+        return out
+
+    def weigh(self, keep: float) -> None:
+        self._share.weigh(keep)
+
+
+class CutNetwork:
+    """The layers of a network that a crew trains, and where its parameters are."""
+
+    def __init__(self, layers: Sequence[Layer], crew: Crew, batch: int, size: int, sgd: Sgd | None) -> None:
+        """`layers` as `dense_layers` gives them, with parameters in a vector (size,)."""
+        places, pairs = zip(*find_pairs(layers), strict=True)
+        self._plan = plan = Plan(pairs, crew.size, batch, size, sgd)
+        self._crew = crew
+        shared = Shared(plan)
+        self._vector, exchanges = shared.cut(crew.room(shared.size))
+        message = plan.pack()
+        crew.tell(_MESSAGE.pack(_Do.BEGIN, 0, 0, len(message)) + message)
+        self.shares = [plan.share(pair, 0) for pair in pairs]
+        self.layers: list[Layer] = list(layers)
+        for number in reversed(range(len(pairs))):
+            pair = CutPair(pairs[number], number, self.shares[number], crew, exchanges[number])
+            self.layers[places[number]] = [pair]
+        alone = [layer for layer in self.layers if isinstance(layer, Linear)]
+        self.alone = [slice(layer.offset, layer.offset + layer.size) for layer in alone]
+        """Where in the vector the layers are that no pair holds."""
+
+    def load(self, vector: torch.Tensor, *, velocity: bool = False) -> None:
+        """Gives each worker its part of the parameters, or velocities, in `vector` (size,)."""
+        for pair in self._plan.pairs:
+            self._vector[pair.place].copy_(vector[pair.place])
+        self._crew.tell(_MESSAGE.pack(_Do.LOAD, velocity, 0, 0))
+        for share in self.shares:
+            share.load(vector, velocity=velocity)
+        self._crew.wait()
+
+    def store(self, vector: torch.Tensor, *, velocity: bool = False) -> None:
+        """Undo of `load`; the layers that no pair holds are left as they are."""
+        self._crew.tell(_MESSAGE.pack(_Do.STORE, velocity, 0, 0))
+        for share in self.shares:
+            share.store(self._vector, velocity=velocity)
+        self._crew.wait()
+        for pair in self._plan.pairs:
+            vector[pair.place].copy_(self._vector[pair.place])
+
+
+def help_with(link: Link, descriptor: int, number: int) -> None:
+    """What a helper, counted from 1, does until the caller ends."""
+    view = SharedView(descriptor)
+    helper: _Helper | None = None
+    while len(message := link.receive(_MESSAGE.size)) == _MESSAGE.size:
+        what, which, turn, count = _MESSAGE.unpack(message)
+        if what == _Do.BEGIN:
+            plan = _unpack(link.receive(count))
+            helper = _Helper(plan, as_floats(view.for_reading(4 * Shared(plan).size)), number, link)
+        assert helper is not None, "a plan comes first"
+        match what:
+            case _Do.FORWARD:
+                helper.forward(which, turn, count)
+            case _Do.BACKWARD:
+                helper.backward(which, count)
+            case _Do.LOAD:
+                helper.load(velocity=bool(which))
+            case _Do.STORE:
+                helper.store(velocity=bool(which))
+
+
+class _Helper:
+    """Answers, by one byte, where the caller waits."""
+
+    def __init__(self, plan: Plan, memory: torch.Tensor, number: int, link: Link) -> None:
+        self._vector, self._exchanges = Shared(plan).cut(memory)
+        self._link = link
+        self._pairs = plan.pairs
+        self._shares = [plan.share(pair, number) for pair in plan.pairs]
+        for share, exchange in zip(self._shares, self._exchanges, strict=True):
+            share.write_into(exchange.output[number - 1], exchange.input_gradient[number - 1])
+        self._keep = plan.sgd.momentum if plan.sgd else 0.0
+        self._moves = [moves(plan.sgd, [(share.values, share.velocity)]) for share in self._shares if plan.sgd]
+
+    def forward(self, number: int, turn: int, batch: int) -> None:
+        self._shares[number].forward(self._exchanges[number].inputs[turn][:batch])
+        self._link.send(_DONE)
+
+    def backward(self, number: int, batch: int) -> None:
+        self._shares[number].backward(self._exchanges[number].output_gradient[:batch])
+        if not self._pairs[number].first:
+            self._link.send(_DONE)
+        self._shares[number].weigh(self._keep)
+        if self._moves:
+            self._moves[number]()
+
+    def load(self, *, velocity: bool) -> None:
+        for share in self._shares:
+            share.load(self._vector, velocity=velocity)
+        self._link.send(_DONE)
+
+    def store(self, *, velocity: bool) -> None:
+        for share in self._shares:
+            share.store(self._vector, velocity=velocity)
+        self._link.send(_DONE)
