@@ -74,6 +74,7 @@ def check(scenario: Scenario, device: str) -> list[str]:
             scenario.churn.misses > 0,
             "churn.misses is given: whole peers miss no rounds; give churn.up and down",
         ),
+        (scenario.settle > 0, "settle is given: its daemons train to the end"),
         (scenario.byzantine.share > 0, "the daemon does not lie"),
         (scenario.train.optimiser == "adam", "train.optimiser 'adam' is not the trainer's; it descends by SGD"),
         (device == "cuda", "device 'cuda': its trainer runs on the CPU"),

@@ -2,16 +2,16 @@
 
 `check` says before the start what would fail or surprise, `run` gives the rows of one variant with one seed. What
 happens when: `population_engine`; training: `population_training`; merges: `population_merging`; the scenario's words:
-`population_setting`; what gossip is compared with: `baselines`. Leaves out: the neighbourhood average that a daemon
-serves beside its own model; the accuracy of the average of all models (`accuracy_average`) is near to it.
+`population_setting`; what gossip is compared with: `baselines`.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ from gossipml.simulations.result import Progress, Row
 from gossipml.simulations.scenario import Scenario
 
 NETWORK = b"simulation"  # of the start that all peers share
+SERVED_MOST = 20  # peers whose served model is kept and measured: memory and time for a mean
 
 
 def check(scenario: Scenario, device: str) -> list[str]:
@@ -105,9 +106,12 @@ def _run_gossip(scenario: Scenario, seed: int, device: torch.device, threads: Th
     start = learners.x[0].clone() if scenario.vector == 0 else torch.zeros_like(learners.x[0])
     drawer = graph_drawer(scenario, seed)
     world = World([True] * scenario.peers, links_of(scenario, seed), drawer(0) if drawer else None)
+    mixer = Mixer(learners.x, start, coordinates, parse_merge(scenario.merge or "clipping"), threads)
+    if not scenario.vector:
+        mixer.watch(watcher.watched[:SERVED_MOST])
     engine = PopulationEngine(
         learners,
-        Mixer(learners.x, start, coordinates, parse_merge(scenario.merge or "clipping"), threads),
+        mixer,
         world,
         pace_of(scenario, epochs, seed),
         gossip_config(scenario, learners.layout),
@@ -122,7 +126,7 @@ def _run_gossip(scenario: Scenario, seed: int, device: torch.device, threads: Th
 
     def row(seconds: float) -> Row:
         there = [peer for peer in honest if world.up[peer]]
-        return watcher.row(seconds, learners.x, there, engine.counts)
+        return watcher.row(seconds, learners.x, there, engine.counts, mixer.served)
 
     yield row(0.0)
     step = scenario.evaluate_every * scenario.round_seconds
@@ -183,10 +187,17 @@ class Watcher:
     def __init__(self, scenario: Scenario, seed: int, judge: Judge | None) -> None:
         self._scenario, self._seed, self._judge = scenario, seed, judge
         chosen = scenario.evaluate_peers or scenario.peers
-        self._watched = set(Random(f"watched {seed}").sample(range(scenario.peers), chosen))
+        self.watched = sorted(Random(f"watched {seed}").sample(range(scenario.peers), chosen))
 
-    def row(self, seconds: float, x: torch.Tensor, there: Sequence[int], counts: Counts) -> Row:
-        """`there` are the peers of the row."""
+    def row(
+        self,
+        seconds: float,
+        x: torch.Tensor,
+        there: Sequence[int],
+        counts: Counts,
+        served: Mapping[int, torch.Tensor] = MappingProxyType({}),
+    ) -> Row:
+        """`there` are the peers of the row; `served` what those that are watched serve."""
         scenario, peers = self._scenario, self._scenario.peers
         row = Row(
             variant=scenario.chosen or scenario.protocol,
@@ -203,7 +214,7 @@ class Watcher:
         centre, distance, variance = spread(x, there)
         found: dict[str, float] = {"consensus": distance, "variance": variance}
         if self._judge is not None:
-            watched = [peer for peer in there if peer in self._watched] if len(x) > 1 else list(there)
+            watched = sorted(set(there).intersection(self.watched)) if len(x) > 1 else list(there)
             scores = self._judge.scores(x, watched) if watched else []
             accuracies = [accuracy for accuracy, _ in scores]
             if accuracies:
@@ -215,4 +226,8 @@ class Watcher:
                     "loss": statistics.fmean(loss for _, loss in scores),
                 }
             found["accuracy_average"] = self._judge.score(centre)[0]
+            averages = [served[peer] for peer in watched if peer in served]
+            if averages:
+                scores = self._judge.scores(torch.stack(averages), range(len(averages)))
+                found["accuracy_served"] = statistics.fmean(accuracy for accuracy, _ in scores)
         return Row(**{**vars(row), **found})

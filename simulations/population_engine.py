@@ -13,14 +13,17 @@ Time goes in ticks, TICKS to a round of a peer of speed 1. What falls into one t
 4. rounds end, by time and number: the local steps, then the state machine: sends and merges of what waited;
 5. messages that were sent in this tick and arrive in it, as in 3, until there are none.
 
+6. peers whose training is over average, and send as in 4.
+
 The local steps of a round are taken at its end, on what the merges of the round made of the model. Draws of peer i come
 from its own generator, those of the network from one, in the order of the sends: the same seed gives the same run.
-Leaves out: contacts and sessions (see `population_view`), and the averaging phase after training.
+Leaves out: contacts and sessions (see `population_view`).
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -51,6 +54,8 @@ from gossipml.peer.gossip import (
     SendDone,
     SendRefused,
     SendUpdate,
+    Tick,
+    TrainingFinished,
     UpdateOffered,
     UpdateReceived,
 )
@@ -86,6 +91,8 @@ class Pace:
     start: Sequence[float]
     misses: float = 0.0
     """Chance that a peer is away for a round."""
+    ends: float = math.inf
+    """Second after which no round ends any more: peers only average."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,7 @@ class _Tick:
     finished: list[tuple[int, SendDone]] = field(default_factory=list)
     arrivals: list[tuple[float, int, _Message]] = field(default_factory=list)
     rounds: list[tuple[float, int, int]] = field(default_factory=list)  # seconds, peer, its life then
+    averaging: list[tuple[int, int]] = field(default_factory=list)  # peer, its life then
 
 
 @dataclass
@@ -201,6 +209,7 @@ class PopulationEngine:
             self.peers[peer].handle(done, self._now)
         self._arrive(tick)
         self._end_rounds(tick)
+        self._average(tick)
         self._arrive(tick)
 
     def _change(self, change: Change) -> None:
@@ -221,7 +230,12 @@ class PopulationEngine:
             self._missing[peer] = self._chance.random() < self._pace.misses
             self._world.up[peer] = not self._missing[peer]
         end = begin + self._pace.seconds[peer]
-        self._tick_of(end).rounds.append((end, peer, self._lives[peer]))
+        if end > self._pace.ends + EXACT * self._tick:
+            self._missing[peer], self._world.up[peer] = False, True
+            self._perform([(peer, self.peers[peer].handle(TrainingFinished(), self._now))])
+            self._await_average(peer)
+        else:
+            self._tick_of(end).rounds.append((end, peer, self._lives[peer]))
 
     def _end_rounds(self, tick: _Tick) -> None:
         ended = [(end, peer) for end, peer, life in sorted(tick.rounds) if life == self._lives[peer]]
@@ -241,6 +255,22 @@ class PopulationEngine:
             self._perform(actions)
         for end, peer in ended:
             self._begin_round(peer, end)
+
+    # After the last one.
+
+    def _await_average(self, peer: int) -> None:
+        """In the tick after the deadline, when it has certainly passed. A deadline that comes nearer meanwhile, because
+        somebody disturbed the agreement, counts from then on."""
+        deadline = self.peers[peer].next_deadline()
+        if deadline is not None:
+            self._tick_of(deadline + self._tick).averaging.append((peer, self._lives[peer]))
+
+    def _average(self, tick: _Tick) -> None:
+        peers = sorted(peer for peer, life in tick.averaging if life == self._lives[peer])
+        tick.averaging = []
+        self._perform([(peer, self.peers[peer].handle(Tick(), self._now)) for peer in peers])
+        for peer in peers:
+            self._await_average(peer)
 
     # Messages.
 

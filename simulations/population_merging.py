@@ -22,6 +22,7 @@ from gossipml.models.feedback import Outgoing
 from gossipml.models.merge_rules import MergeRule
 from gossipml.models.merger import Merger, take_rows
 from gossipml.models.trainer import MergeReport
+from gossipml.models.training import MERGE_SHARE
 from gossipml.simulations.population_training import Threads
 
 CHUNK_BYTES = 1 << 20  # of models that are rounded at once: with two or three intermediate ones they fit the cache
@@ -96,6 +97,13 @@ class Mixer:
         self._threads = threads
         self._most = max(1, CHUNK_BYTES // (4 * x.shape[1])) if x.device.type == "cpu" else 4096
         self._doubtful = False
+        self.served: dict[int, torch.Tensor] = {}
+        """What these peers answer predictions with: the exponential average of their merges (`models.training`). Left
+        out: a peer that hears nobody averages its own rounds."""
+
+    def watch(self, peers: Sequence[int]) -> None:
+        """Keep what these peers serve, from the start on."""
+        self.served = {peer: self._start.clone() for peer in peers}
 
     # Sending.
 
@@ -160,6 +168,8 @@ class Mixer:
                 self.x[receivers] = own
                 for place, report in zip(places, reports, strict=True):
                     found[place] = report
+                    if report.applied:
+                        self._moved(merges[place].receiver, MERGE_SHARE * form.share)
 
         chunks = [places[a : a + self._most] for places in alike.values() for a in range(0, len(places), self._most)]
         self._threads.map(job, chunks)
@@ -171,8 +181,14 @@ class Mixer:
         read = [self._incoming([each.row], own[None], each.form)[0] for each in merges]
         right = [self._good(model[None])[0] for model in read]
         good = [model for model, is_good in zip(read, right, strict=True) if is_good]
-        reports = iter(self._mergers[receiver].take_together(own, good))
-        return [next(reports) if is_good else REFUSED for is_good in right]
+        reports = self._mergers[receiver].take_together(own, good)
+        self._moved(receiver, 1.0 - (1.0 - MERGE_SHARE) ** sum(report.applied for report in reports))
+        left = iter(reports)
+        return [next(left) if is_good else REFUSED for is_good in right]
+
+    def _moved(self, receiver: int, share: float) -> None:
+        if receiver in self.served:
+            self.served[receiver].lerp_(self.x[receiver], share)
 
     def _incoming(self, rows: Sequence[int], own: torch.Tensor, form: Form) -> torch.Tensor:
         """The models (N, P), new ones, that receivers with `own` (N, P) decode from these rows of the pool."""

@@ -7,6 +7,7 @@ the same slow peers, the same liars.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -181,7 +182,8 @@ def pace_of(scenario: Scenario, steps: Sequence[int], seed: int) -> Pace:
         seconds.append(scenario.round_seconds / speed)
     starts = [0.0 if own.together else -rng.random() * each for each in seconds]
     wanted = [train.steps or max(1, round(train.epochs * each)) if each else 0 for each in steps]
-    return Pace(seconds, wanted, starts, scenario.churn.misses)
+    ends = scenario.training_seconds if scenario.settle else math.inf
+    return Pace(seconds, wanted, starts, scenario.churn.misses, ends)
 
 
 def liars_of(scenario: Scenario, seed: int) -> list[int]:

@@ -82,13 +82,14 @@ COLUMNS = (
     ("accuracy_std", "± peers"),
     ("accuracy_min", "worst peer"),
     ("accuracy_average", "averaged model"),
+    ("accuracy_served", "served"),
     ("loss", "loss"),
     ("consensus", "consensus distance"),
     ("variance", "variance"),
     ("bytes", "sent by a peer"),
     ("messages", "messages"),
 )
-HIGHER_IS_BETTER = ("accuracy", "accuracy_min", "accuracy_average")
+HIGHER_IS_BETTER = ("accuracy", "accuracy_min", "accuracy_average", "accuracy_served")
 
 
 def write_report(result: Result, path: Path) -> None:

@@ -54,6 +54,8 @@ class Row:
     accuracy_max: float = NAN
     accuracy_average: float = NAN
     """Of the model that is the mean of all peers' models."""
+    accuracy_served: float = NAN
+    """Of what peers serve, an average of what came of their merges: the mean over some of them."""
     loss: float = NAN
     """Mean over peers of the loss on the test data."""
     consensus: float = NAN

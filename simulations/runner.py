@@ -27,7 +27,7 @@ class Watcher(Protocol):
 
     def warn(self, text: str) -> None: ...
 
-    def begin(self, cells: list[tuple[Cell, int]], skipped: int) -> None:
+    def begin(self, cells: list[tuple[Cell, float]], skipped: int) -> None:
         """What will be simulated, with the rounds of each, and how many were finished before."""
 
     def advance(self, cell: Cell, round: float) -> None: ...
@@ -43,7 +43,7 @@ class Silent:
     def warn(self, text: str) -> None:
         pass
 
-    def begin(self, cells: list[tuple[Cell, int]], skipped: int) -> None:
+    def begin(self, cells: list[tuple[Cell, float]], skipped: int) -> None:
         pass
 
     def advance(self, cell: Cell, round: float) -> None:
@@ -79,7 +79,7 @@ def run_scenario(scenario: Scenario, folder: Path, device: str = "auto", watcher
             if (variant.chosen, seed) not in writer.finished
         ]
         skipped = len(variants) * len(scenario.seeds) - len(todo)
-        watcher.begin([(cell, variant.rounds) for cell, variant in todo], skipped)
+        watcher.begin([(cell, variant.seconds / variant.round_seconds) for cell, variant in todo], skipped)
         for cell, variant in todo:
             start = clock.now()
             for each in load_engine(variant.engine).run(variant, cell[1], device):

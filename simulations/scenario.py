@@ -309,7 +309,9 @@ class Scenario:
     seeds: tuple[int, ...] = (1,)
     peers: int = 100
     rounds: int = 20
-    """Rounds of a peer of speed 1; the simulation lasts `rounds * round_seconds` virtual seconds."""
+    """Rounds of a peer of speed 1; the simulation lasts `rounds * round_seconds` virtual seconds, and `settle`."""
+    settle: float = 0.0
+    """Virtual seconds after training in which peers average, as daemons do whose training is over."""
     round_seconds: float = 10.0
     model: str = "digits-mlp"
     """Of the registry; or `vector:P` for averaging without training: P values a peer, normal with variance 1."""
@@ -349,6 +351,7 @@ class Scenario:
             raise UserError(f"seeds {list(self.seeds)} are not different whole numbers from 0, for example [1, 2, 3]")
         _between("peers", self.peers, 1, MOST_PEERS)
         _between("rounds", self.rounds, 1, MOST_ROUNDS)
+        _between("settle", self.settle, 0, 1e9)
         _between("round_seconds", self.round_seconds, 1e-6, 1e9)
         _at_least("evaluate_every", self.evaluate_every, 1)
         _between("evaluate_peers", self.evaluate_peers, 0, self.peers)
@@ -387,6 +390,10 @@ class Scenario:
     @property
     def seconds(self) -> float:
         """Virtual seconds that are simulated."""
+        return self.training_seconds + self.settle
+
+    @property
+    def training_seconds(self) -> float:
         return self.rounds * self.round_seconds
 
     @property
@@ -416,13 +423,14 @@ class Scenario:
         for variant in self.variant:
             yield replace(override(alone, variant.overrides, f"variant {variant.name!r}"), chosen=variant.name)
         for baseline in self.baselines:
-            # Without what only gossip has: no liars, nobody late. The discrete engine knows gossip alone.
+            # Without what only gossip has: liars, late ones, settling. The discrete engine knows gossip alone.
             yield replace(
                 alone,
                 engine="population",
                 protocol=baseline,
                 chosen=baseline,
                 merge="",
+                settle=0.0,
                 byzantine=Byzantine(),
                 late=Late(),
                 partition=(),

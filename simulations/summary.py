@@ -36,7 +36,7 @@ class Compared:
     differs: str
 
 
-SHARES = ("accuracy", "accuracy_std", "accuracy_min", "accuracy_max", "accuracy_average")
+SHARES = ("accuracy", "accuracy_std", "accuracy_min", "accuracy_max", "accuracy_average", "accuracy_served")
 
 
 def summarise(result: Result) -> list[Line]:

@@ -48,8 +48,8 @@ class LinesView(Silent):
     def warn(self, text: str) -> None:
         self.console.print(f"warning: {text}", markup=False, style="yellow")
 
-    def begin(self, cells: list[tuple[Cell, int]], skipped: int) -> None:
-        self._rounds = {cell: float(rounds) for cell, rounds in cells}
+    def begin(self, cells: list[tuple[Cell, float]], skipped: int) -> None:
+        self._rounds = dict(cells)
         if skipped:
             self.console.print(f"{skipped} of {skipped + len(cells)} simulations were finished before")
 
@@ -98,7 +98,7 @@ class BarView(LinesView):
     def __exit__(self, *details: object) -> None:
         self._bar.stop()
 
-    def begin(self, cells: list[tuple[Cell, int]], skipped: int) -> None:
+    def begin(self, cells: list[tuple[Cell, float]], skipped: int) -> None:
         super().begin(cells, skipped)
         self._bar.update(self._task, total=sum(self._rounds.values()))
 
@@ -133,6 +133,7 @@ def _ends_table(paths: list[str], rows: list[tuple[tuple[str, ...], Line]]) -> T
         ("± peers", "accuracy_std"),
         ("worst", "accuracy_min"),
         ("of average", "accuracy_average"),
+        ("served", "accuracy_served"),
         ("variance", "variance"),
         ("consensus", "consensus"),
         ("sent a peer", "bytes"),

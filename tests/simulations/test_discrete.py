@@ -67,6 +67,7 @@ def test_peers_come_late_die_and_are_cut_off() -> None:
         ({"peers": 1000}, "above 500"),
         ({"byzantine": Byzantine("zero", 0.2)}, "does not lie"),
         ({"churn": Churn(misses=0.1)}, "misses"),
+        ({"settle": 10.0}, "settle is given"),
     ],
 )
 def test_what_whole_daemons_cannot_do_is_said_before_the_start(changes: dict[str, object], message: str) -> None:

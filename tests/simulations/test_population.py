@@ -183,15 +183,21 @@ class SeparatePeers:
         exact = [peer.trainer.snapshot("float32") for peer in self.peers]
         return torch.stack([torch.frombuffer(bytearray(body), dtype=torch.float32) for body in exact])
 
+    @property
+    def averages(self) -> torch.Tensor:
+        return torch.stack([peer.trainer._average for peer in self.peers])
 
-def together(scenario: Scenario, seed: int) -> tuple[PopulationEngine, Trainees]:
+
+def together(scenario: Scenario, seed: int) -> tuple[PopulationEngine, Trainees, Mixer]:
     device = device_of("cpu")
     threads = Threads(device, 1)
     trainees, _, coordinates = population.population(scenario, seed, device, threads)
     epochs = [trainees.epoch_steps(peer) for peer in range(scenario.peers)]
+    mixer = Mixer(trainees.x, trainees.first, coordinates, parse_merge("clipping"), threads)
+    mixer.watch(range(scenario.peers))
     engine = PopulationEngine(
         trainees,
-        Mixer(trainees.x, trainees.first, coordinates, parse_merge("clipping"), threads),
+        mixer,
         World([True] * scenario.peers, Links(Random(0), delay=fixed(0.0))),
         pace_of(scenario, epochs, seed),
         gossip_config(scenario, trainees.layout),
@@ -199,14 +205,14 @@ def together(scenario: Scenario, seed: int) -> tuple[PopulationEngine, Trainees]
         tick=scenario.round_seconds / 10,
         presence=presence_of(scenario, seed),
     )
-    return engine, trainees
+    return engine, trainees, mixer
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_population_does_what_separate_peers_do_step_for_step(protocol: str) -> None:
     scenario = replace(SMALL, protocol=protocol, compression="float32")
     apart = SeparatePeers(scenario, 3)
-    engine, trainees = together(scenario, 3)
+    engine, trainees, _ = together(scenario, 3)
     for number in range(1, ROUNDS + 1):
         apart.round()
         for _ in engine.run(number * scenario.round_seconds):
@@ -221,13 +227,15 @@ def test_the_population_does_what_separate_peers_do_step_for_step(protocol: str)
 def test_it_does_so_in_every_compression(compression: str) -> None:
     scenario = replace(SMALL, compression=compression)
     apart = SeparatePeers(scenario, 4)
-    engine, trainees = together(scenario, 4)
+    engine, trainees, mixer = together(scenario, 4)
     for _ in range(ROUNDS):
         apart.round()
     for _ in engine.run(scenario.seconds):
         pass
     assert engine.counts.merges == apart.merges > 0
     assert float((trainees.x - apart.x).abs().max()) < 2e-3  # a value between two steps may fall to either side
+    served = torch.stack([mixer.served[peer] for peer in range(scenario.peers)])
+    assert float((served - apart.averages).abs().max()) < 2e-3
 
 
 # Itself.
@@ -263,6 +271,24 @@ def test_averaging_without_training_brings_vectors_together_and_keeps_their_mean
     assert found[0].variance == pytest.approx(1.0, rel=0.1)
     assert found[-1].variance < 1e-3 * found[0].variance
     assert math.isnan(found[-1].accuracy)
+
+
+def test_when_training_is_over_peers_agree_on_the_mean_of_their_models() -> None:
+    scenario = replace(SMALL, peers=20, protocol="push-pull:1", settle=30.0, evaluate_every=ROUNDS)
+    _, trained, settled = rows(scenario)
+    assert (trained.round, settled.round) == (ROUNDS, ROUNDS + 3)
+    assert trained.updates == settled.updates == 20 * ROUNDS
+    assert settled.consensus < 0.05 * trained.consensus
+    assert settled.accuracy == pytest.approx(trained.accuracy_average, abs=0.02)
+    assert settled.accuracy_served == pytest.approx(settled.accuracy, abs=0.02)
+    assert settled.messages > trained.messages
+
+
+def test_a_peer_that_comes_back_while_the_others_settle_trains_no_more() -> None:
+    scenario = replace(DISTURBED, byzantine=Byzantine(), settle=60.0, churn=Churn(up=20.0, down=20.0, misses=0.05))
+    found = rows(scenario)
+    assert found[-1].updates == found[scenario.rounds].updates
+    assert found[-1].messages > found[scenario.rounds].messages
 
 
 def test_missed_rounds_and_absences_count_in_who_is_there() -> None:
