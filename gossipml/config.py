@@ -81,7 +81,8 @@ class PeerConfig:
     batch: int | None = None
     """Samples of an optimiser step."""
     local_steps: str = "auto"
-    """Optimiser steps of a round; auto: as many as this machine does in the time that a round takes."""
+    """Optimiser steps of a round; 30%: of one pass over the data; auto: as many as this machine does in the time that a
+    round takes."""
     outer: str = ""
     """An outer step over the gossip average (`gossipml.models.tuning`), for example nesterov; empty: none."""
     pull_after: int = 100

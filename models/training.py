@@ -46,6 +46,7 @@ T = TypeVar("T")
 Body: TypeAlias = bytes | bytearray | memoryview
 
 MERGE_SHARE = 0.15  # of x in the average at each merge: two rounds of three neighbours; 0.05 to 0.25 are alike
+SETTLED = 20  # merges without a step between, more than a round brings: then nothing pulls x from what they agree on
 ALONE_SHARE = 0.3  # the same once a round in which nothing was merged: a peer alone averages its own last rounds
 ALONE_ROUNDS = 3  # without a merge, and the average is of our own rounds: then no class is favoured
 EVALUATION_CHUNK = 256  # samples: 1 to 2 ms for 784-100-10, so that commands never wait long
@@ -84,6 +85,7 @@ class LocalTrainer:
         self._outgoing = Outgoing(vector.cpu().numpy(), exact=self.layout.buffers)
         self._serve_average = True
         self._rounds_alone = ALONE_ROUNDS
+        self._merges = 0  # since the last step
         self.steps = 0
         self._loss = torch.zeros(1, device=self._device)
         self._loss_steps = 0
@@ -134,6 +136,7 @@ class LocalTrainer:
         self._loss += self._steps.take(self._order.next_indices())
         self._loss_steps += 1
         self.steps += 1
+        self._merges = 0
 
     def end_round(self) -> float:
         """The mean loss of the round's steps.
@@ -215,7 +218,8 @@ class LocalTrainer:
                 models.append(torch.from_numpy(incoming).to(self._device))
         merged = iter(self._merger.take_together(self._x, models))
         reports = [report or next(merged) for report in read]
-        self._moved(1.0 - (1.0 - MERGE_SHARE) ** sum(report.applied for report in reports))
+        merges = sum(report.applied for report in reports)
+        self._moved(1.0 - (1.0 - MERGE_SHARE) ** merges, merges)
         return reports
 
     def _read_body(self, form: Form, body: Body, out: NDArray[np.float32]) -> None:
@@ -224,10 +228,11 @@ class LocalTrainer:
             out[:] = self._x.cpu().numpy()
         unpack_into(form, body, out, exact=self.layout.buffers)
 
-    def _moved(self, share: float) -> None:
-        """There was a merge; it counts `share` in the average."""
-        if share:
-            self._average.lerp_(self._x, share)
+    def _moved(self, share: float, merges: int = 1) -> None:
+        """There were merges; x counts `share` in the average."""
+        if merges:
+            self._merges += merges
+            self._average.lerp_(self._x, share_of_average(share, self._merges))
             self._rounds_alone = 0
 
     # Evaluation and prediction
@@ -377,6 +382,12 @@ class LocalTrainer:
             self._outer.reset()
         self._merger.forget()
         self._outgoing.begin(self._x.cpu().numpy())
+
+
+def share_of_average(share: float, merges: int) -> float:
+    """What x counts in the average after that many merges without a step between, where `share` is usual. When training
+    is over x is what all agree on, at once: with forms that send parts the average would be hundreds of merges late."""
+    return share if merges <= SETTLED else 1.0
 
 
 def _finish(job: Generator[None, None, T]) -> T:

@@ -40,6 +40,19 @@ class Outer:
 
 
 @dataclass(frozen=True)
+class LocalSteps:
+    """Optimiser steps of every round: as many for each peer, or a share of one pass over its data."""
+
+    steps: int = 0
+    epochs: float = 0.0
+    """Where `steps` is 0: each sample counts the same in the network, not each peer (see docs/choosing.md)."""
+
+    def of(self, epoch: int) -> int:
+        """Steps of a peer that takes `epoch` of them to see its data once."""
+        return self.steps or max(1, round(self.epochs * epoch))
+
+
+@dataclass(frozen=True)
 class Tuning:
     merge: MergeRule = field(default_factory=lambda: MergeRule("clipping"))
     optimiser: str = ""
@@ -84,10 +97,15 @@ def parse_outer(text: str) -> Outer | None:
     return outer
 
 
-def parse_local_steps(text: str) -> int | None:
-    """Optimiser steps of a round; None for `auto`. UserError for anything else."""
+def parse_local_steps(text: str) -> LocalSteps | None:
+    """Of a round; None for `auto`. UserError for what is none of these."""
     if text == "auto":
         return None
-    if re.fullmatch(r"[1-9][0-9]{0,6}", text, re.ASCII) is None:
-        raise UserError(f"local steps {text[:40]!r} is neither auto nor a whole number from 1, for example 20")
-    return int(text)
+    if re.fullmatch(r"[1-9][0-9]{0,6}", text, re.ASCII):
+        return LocalSteps(int(text))
+    if re.fullmatch(r"[0-9]{1,5}(?:\.[0-9]{1,3})?%", text, re.ASCII) and float(text[:-1]) > 0:
+        return LocalSteps(epochs=float(text[:-1]) / 100)
+    raise UserError(
+        f"local steps {text[:40]!r} is neither auto nor a whole number from 1, for example 20, nor a share of an "
+        "epoch, for example 30%"
+    )

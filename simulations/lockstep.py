@@ -76,6 +76,8 @@ class Message:
 class Peer:
     trainer: LocalTrainer
     gossip: Gossip
+    steps: int
+    """Of the optimiser, in a round."""
     lie: Lie | None = None
     sent: int = 0
     """Bytes of bodies."""
@@ -100,7 +102,7 @@ class Network:
         steps = parse_local_steps(setting.options.local_steps)
         if steps is None:
             raise UserError("rounds that fit this machine's speed are no two times alike; say how many local steps")
-        self.setting, self.steps = setting, steps
+        self.setting = setting
         self._rng = random.Random(setting.options.seed)
         self.ids = [PeerId(_hash(f"peer {number}")) for number in range(setting.peers)]
         self._numbers = {peer: number for number, peer in enumerate(self.ids)}
@@ -118,7 +120,8 @@ class Network:
                 tuning=tuning(setting.options),
             )
             lie = lies[number] if number < len(lies) else None
-            self.peers.append(Peer(trainer, self._gossip(number, trainer), lie))
+            epoch = max(1, trainer.sample_counts["train"] // trainer.batch)
+            self.peers.append(Peer(trainer, self._gossip(number, trainer), steps.of(epoch), lie))
         self.rounds = 0
         self._now = 0.0  # virtual seconds; they pass between ticks alone
 
@@ -127,12 +130,12 @@ class Network:
         self.rounds += 1
         for peer in self.peers:
             peer.trainer.begin_round()
-            for _ in range(self.steps):
+            for _ in range(peer.steps):
                 peer.trainer.step()
             peer.trainer.end_round()
         for number in self._rng.sample(range(len(self.peers)), len(self.peers)):
             peer = self.peers[number]
-            samples = self.steps * peer.trainer.batch
+            samples = peer.steps * peer.trainer.batch
             self._perform(number, peer.gossip.handle(RoundFinished(samples, self.rounds), self._now))
         self._deliver()
 

@@ -244,6 +244,7 @@ class PopulationEngine:
         if peers:
             steps = [self._pace.steps[peer] for peer in peers]
             self.counts.diverged += len(self._learners.train(peers, steps))
+            self._mixer.trained(peers)
             self.counts.updates += len(peers)
             actions: list[tuple[int, list[Action]]] = []
             for peer, count in zip(peers, steps, strict=True):

@@ -22,7 +22,7 @@ from gossipml.models.feedback import Outgoing
 from gossipml.models.merge_rules import MergeRule
 from gossipml.models.merger import Merger, take_rows
 from gossipml.models.trainer import MergeReport
-from gossipml.models.training import MERGE_SHARE
+from gossipml.models.training import MERGE_SHARE, share_of_average
 from gossipml.simulations.population_training import Threads
 
 CHUNK_BYTES = 1 << 20  # of models that are rounded at once: with two or three intermediate ones they fit the cache
@@ -97,6 +97,7 @@ class Mixer:
         self._threads = threads
         self._most = max(1, CHUNK_BYTES // (4 * x.shape[1])) if x.device.type == "cpu" else 4096
         self._doubtful = False
+        self._merges: dict[int, int] = {}  # since the last step, of those that are watched
         self.served: dict[int, torch.Tensor] = {}
         """What these peers answer predictions with: the exponential average of their merges (`models.training`). Left
         out: a peer that hears nobody averages its own rounds."""
@@ -104,6 +105,11 @@ class Mixer:
     def watch(self, peers: Sequence[int]) -> None:
         """Keep what these peers serve, from the start on."""
         self.served = {peer: self._start.clone() for peer in peers}
+        self._merges = dict.fromkeys(peers, 0)
+
+    def trained(self, peers: Sequence[int]) -> None:
+        """These have taken steps since their last merge."""
+        self._merges |= dict.fromkeys(self._merges.keys() & set(peers), 0)
 
     # Sending.
 
@@ -114,8 +120,11 @@ class Mixer:
         rows, sources = torch.tensor(taken), torch.tensor(peers)
         exact = self._coordinates.buffers
         if has_state(form):
-            for peer, row in zip(peers, taken, strict=True):
-                self.pool.rows[row] = self._sent(peer, form)
+
+            def send(place: int) -> None:
+                self.pool.rows[taken[place]] = self._sent(peers[place], form)
+
+            self._threads.map(send, range(len(peers)))
             return taken
 
         def job(place: slice) -> None:
@@ -182,13 +191,15 @@ class Mixer:
         right = [self._good(model[None])[0] for model in read]
         good = [model for model, is_good in zip(read, right, strict=True) if is_good]
         reports = self._mergers[receiver].take_together(own, good)
-        self._moved(receiver, 1.0 - (1.0 - MERGE_SHARE) ** sum(report.applied for report in reports))
+        applied = sum(report.applied for report in reports)
+        self._moved(receiver, 1.0 - (1.0 - MERGE_SHARE) ** applied, applied)
         left = iter(reports)
         return [next(left) if is_good else REFUSED for is_good in right]
 
-    def _moved(self, receiver: int, share: float) -> None:
-        if receiver in self.served:
-            self.served[receiver].lerp_(self.x[receiver], share)
+    def _moved(self, receiver: int, share: float, merges: int = 1) -> None:
+        if receiver in self.served and merges:
+            self._merges[receiver] += merges
+            self.served[receiver].lerp_(self.x[receiver], share_of_average(share, self._merges[receiver]))
 
     def _incoming(self, rows: Sequence[int], own: torch.Tensor, form: Form) -> torch.Tensor:
         """The models (N, P), new ones, that receivers with `own` (N, P) decode from these rows of the pool."""

@@ -77,7 +77,8 @@ def start(
     weight_decay: Annotated[float | None, typer.Option(help="Of the optimiser \\[the model's own].")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples of an optimiser step \\[the model's own].")] = None,
     local_steps: Annotated[
-        str | None, typer.Option(help="Optimiser steps of a round; auto: as many as this machine does in its time.")
+        str | None,
+        typer.Option(help="Optimiser steps of a round; 30%: of an epoch; auto: what fits a round's time."),
     ] = None,
     outer: Annotated[
         str | None, typer.Option(help="An outer step over the gossip average: nesterov, nesterov:0.7:0.9 \\[none].")

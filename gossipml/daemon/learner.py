@@ -28,6 +28,7 @@ from gossipml.errors import GossipmlError, RemoteError, UserError
 from gossipml.models.compression import packed_size, parse_form
 from gossipml.models.compression_auto import choose
 from gossipml.models.trainer import Evaluation, Layout, RoundReport, Trainer
+from gossipml.models.tuning import LocalSteps
 from gossipml.peer.gossip import ModelFacts
 from gossipml.peer.mesh import Mesh
 
@@ -44,8 +45,8 @@ class LearnerConfig:
 
     max_rounds: int | None = None
     target_accuracy: float | None = None
-    local_steps: int | None = None
-    """Optimiser steps of every round; None: sized as the following says, so that fast and slow machines keep step."""
+    local_steps: LocalSteps | None = None
+    """None: sized as the following says, so that fast and slow machines keep step."""
     round_seconds: float = 0.035
     """Work of the processor in a first round, when an epoch is not shorter and sending takes no longer. Rounds get
     shorter with the square root of the loss, measured by that of the first (Wang and Joshi: Adaptive communication
@@ -258,7 +259,7 @@ class Learner:
         """Optimiser steps of the next round at the pace so far: as long as sending takes, at most one epoch."""
         config = self._config
         if config.local_steps:
-            return config.local_steps
+            return config.local_steps.of(trainer.steps_per_epoch)
         if not self._pace:
             return min(trainer.steps_per_epoch, config.first_steps)
         share = 1.0

@@ -11,6 +11,7 @@ import trio
 from gossipml.daemon.learner import LearnerConfig
 from gossipml.env.simulated import World, run_simulation
 from gossipml.models.trainer import RoundReport
+from gossipml.models.tuning import LocalSteps
 from gossipml.simulations.cluster import Cluster
 from gossipml.simulations.numpy_trainer import Descent, NumpyTrainer
 
@@ -49,3 +50,8 @@ def test_rounds_never_grow_with_the_loss(monkeypatch: pytest.MonkeyPatch) -> Non
     config = LearnerConfig(round_seconds=1.0, least_round=0.0)
     for loss in (lambda n: 1.0 + n, lambda n: 0.0, lambda n: -1.0 - n):
         assert set(rounds_of(monkeypatch, config, loss)[1:]) == {100}
+
+
+def test_a_round_of_a_share_of_an_epoch_takes_as_many_steps_from_the_first_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LearnerConfig(local_steps=LocalSteps(epochs=0.15), least_round=0.05)
+    assert set(rounds_of(monkeypatch, config, lambda n: 2.0 / (n + 1))) == {30}

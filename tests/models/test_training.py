@@ -21,7 +21,7 @@ from gossipml.models.optimise import FlatSgd
 from gossipml.models.partition import Part, Rule
 from gossipml.models.predict import answer
 from gossipml.models.spec import Array, Classifier, Sgd
-from gossipml.models.training import LocalTrainer
+from gossipml.models.training import SETTLED, LocalTrainer
 
 CPU = torch.device("cpu")
 NETWORK = b"network"
@@ -350,6 +350,23 @@ def test_a_peer_alone_serves_what_is_better_and_one_with_uneven_data_trusts_the_
     worse = uneven.evaluate()
     assert worse.served == "average"
     assert worse.validation_accuracy < 1
+
+
+def test_merges_without_a_step_between_bring_what_is_served_to_what_is_agreed_on(digits: Dataset) -> None:
+    first, second = (make(digits, part, 2, rule=Rule("labels", 5)) for part in (1, 2))
+    for peer in (first, second):
+        train(peer, 50)
+    for _ in range(SETTLED):
+        models = [peer.snapshot("int8-top10") for peer in (first, second)]
+        assert first.merge(models[1], "int8-top10", 0.5).applied
+        assert second.merge(models[0], "int8-top10", 0.5).applied
+    assert float((first._average - first._x).norm()) > 0.1 * float(first._x.norm()), "it follows slowly"
+    assert first.merge(second.snapshot("int8-top10"), "int8-top10", 0.5).applied
+    assert torch.equal(first._average, first._x)
+    before = first._average.clone()
+    train(first, 1)
+    assert first.merge(second.snapshot("int8"), "int8", 0.0).applied
+    assert float((first._average - before).norm()) < 0.2 * float((first._x - before).norm()), "slowly again"
 
 
 def test_predictions_name_the_right_digit(digits: Dataset) -> None:

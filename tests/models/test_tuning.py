@@ -13,7 +13,7 @@ from gossipml.models.merge_rules import parse_merge
 from gossipml.models.optimise import FlatSgd, OuterStep, TorchOptimiser
 from gossipml.models.partition import Part, Rule
 from gossipml.models.training import LocalTrainer
-from gossipml.models.tuning import OPTIMISERS, Outer, Tuning, parse_local_steps, parse_outer
+from gossipml.models.tuning import OPTIMISERS, LocalSteps, Outer, Tuning, parse_local_steps, parse_outer
 
 
 class WithAdam(DigitsMlp):
@@ -106,13 +106,20 @@ def test_outer_steps_and_local_steps_are_read() -> None:
     assert parse_outer("") is None
     assert parse_outer("nesterov") == Outer()
     assert parse_outer("nesterov:0.7:0.9") == Outer(0.7, 0.9)
-    assert (parse_local_steps("auto"), parse_local_steps("20")) == (None, 20)
+    assert (parse_local_steps("auto"), parse_local_steps("20")) == (None, LocalSteps(20))
+    assert parse_local_steps("37.5%") == LocalSteps(epochs=0.375)
     for wrong in ("nestorov", "nesterov:0", "nesterov:1:1", "nesterov:1.2.3", "adam"):
         with pytest.raises(UserError, match=r"choose nesterov"):
             parse_outer(wrong)
-    for wrong in ("0", "many", "-3", "1.5", ""):
+    for wrong in ("0", "many", "-3", "1.5", "", "0%", "%", "-3%", "nan%", "1e3%"):
         with pytest.raises(UserError, match="neither auto"):
             parse_local_steps(wrong)
+
+
+def test_a_share_of_an_epoch_is_more_steps_where_there_are_more_data() -> None:
+    assert [LocalSteps(20).of(epoch) for epoch in (1, 100)] == [20, 20]
+    assert [LocalSteps(epochs=0.3).of(epoch) for epoch in (1, 10, 100)] == [1, 3, 30]
+    assert LocalSteps(epochs=2.0).of(7) == 14
 
 
 def test_the_outer_step_is_torchs_nesterov_on_the_way_of_a_round() -> None:
