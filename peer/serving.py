@@ -271,10 +271,11 @@ class _Session:
         if content is None:
             self.post(w.No("unknown", "no such content here"))
             return
-        # From here on nothing is awaited: what arrives after this bitfield is announced.
+        # From here on nothing is awaited: what arrives after this bitfield is announced, and after it in the same
+        # queue: the asker takes nothing else for an answer.
         self.content = content
         self._meter = self._serving.meters.setdefault(root, Meter())
-        self._bodies.append((w.Bits(content.count), content.have(), None))
+        self._out += w.encode(w.Bits(content.count)) + content.have()
         self._wake.set()
         if port:
             remote = Address(self.channel.stream.remote.host, port)

@@ -867,6 +867,28 @@ def test_a_cancelled_request_is_answered_once() -> None:
     play(scenario)
 
 
+def test_what_comes_while_a_content_is_opened_is_announced_after_its_bitfield() -> None:
+    async def scenario(world: World, nodes: Swarms) -> None:
+        ann = await nodes.start("ann")
+        held = ann.shelf.put(content(count=8, have={0}))
+        serving = ann.swarm._serving
+
+        def arrive(root: bytes, asker: Contact) -> None:  # before the answer to the open has left
+            serving.arrived(root, 5)
+            for session in serving._sessions.values():
+                session.announce()
+
+        serving.on_asker = arrive
+        stream = await ask_raw(world, "bob", ann.contact)
+        await stream.send_all(w.encode(w.Open(held.root, 4000)))
+        assert await hear(stream, w.from_owner) == w.Bits(8)
+        await fill(stream, bits := bytearray(1))
+        assert bits == b"\x80"
+        assert await hear(stream, w.from_owner) == w.Have((5,))
+
+    play(scenario)
+
+
 # Questions.
 
 
