@@ -295,6 +295,8 @@ class Routing:
         with trio.move_on_after(NAMES_SECONDS):
             async with self._looks:
                 names = await self._node.library.names()
+        if model in names:
+            return UnknownModel(f"no peer that can be reached has the code of {model!r}; only its file is kept")
         return UnknownModel(f"there is no model {model!r} in the network; {nearest(model, names)}")
 
     async def _forward(self, question: _Question[T], here: Exception | None) -> T | a.GiveUp:

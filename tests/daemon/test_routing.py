@@ -265,6 +265,10 @@ def test_nobody_has_it_and_nobody_answers_are_two_things_each_with_a_sentence() 
             await net.ask(3, "nothing")
         with pytest.raises(UnknownModel, match="no peer of the network has a version 'ffffff' of a model 'made-up'"):
             await net.ask(3, version="ffffff")
+        for index in (0, 1):
+            net.local[index].failure = UnknownModel("no model 'made-up' is installed on this peer")
+        with pytest.raises(UnknownModel, match="has the code of 'made-up'; only its file is kept"):
+            await net.ask(3)
         with pytest.raises(UnknownModel, match="version 'ffff' is too short; give at least 6"):
             await net.ask(3, version="ffff")
         for index in (0, 1):
