@@ -35,7 +35,7 @@ const line = new Line({
   },
   peers(news) {
     others = news.peers;
-    for (const peer of others) charts.add(peer.peer, peer, status?.uptime);
+    for (const peer of others) if (peer.model === status?.model) charts.add(peer.peer, peer, status.uptime);
     showNetwork();
   },
 });

@@ -5,7 +5,7 @@ import { number, percent, span, t } from "./words.js";
 
 const MAX_POINTS = 600;
 const LEAST_HEIGHT = 120;
-const LEFT = 44;
+const LEFT = 52;
 const BOTTOM = 22;
 const MAX_OTHERS = 30;
 
