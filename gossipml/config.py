@@ -49,7 +49,7 @@ class PeerConfig:
     threads: int = 1
     """Cores that training may use: one leaves the machine usable."""
     workers: int = 0
-    """Threads that share the samples of each batch; 0: as the worker finds out to be fastest (see `kernels_split`)."""
+    """Processes that share each step; 0: as the worker finds out to be fastest (see `kernels_split`)."""
     target_accuracy: float | None = None
     max_rounds: int | None = None
     seed: int = 0

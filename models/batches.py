@@ -90,6 +90,11 @@ class ShuffledOrder:
         self._position += self._batch
         return self._order[start : self._position]
 
+    def coming(self) -> torch.Tensor | None:
+        """What `next_indices` will give; None where it would begin an epoch."""
+        stop = self._position + self._batch
+        return self._order[self._position : stop] if stop <= self._count else None
+
     def next_batches(self, steps: int) -> torch.Tensor:
         """(steps, batch): the same for several steps."""
         size = steps * self._batch

@@ -26,7 +26,6 @@ from gossipml.errors import LocalError
 from gossipml.models.worker_wire import SharedView, create_shared_file
 
 SPIN = 1e-3  # seconds of asking: as long as a step of what is worth sharing; then other programs may have the core
-END_SECONDS = 5.0  # a helper that has not ended by then is killed
 
 
 class Link:
@@ -118,11 +117,8 @@ def hire(helpers: int, threads: int) -> Crew:
 
     def dismiss() -> None:
         for process in processes:
-            try:
-                process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()  # it would end by itself, but not before torch is imported, and has nothing to save
+            process.wait()
 
     return Crew(links, descriptor, dismiss)
 

@@ -3,14 +3,16 @@
 The caller has the samples, the loss, and the layers that no pair holds (see `kernels_cut`); a pair is one layer of its
 `DenseKernel`. Helpers only do what they are told, one thing after the other: take their parts of the parameters, give
 their summand of a pair's output, learn from the gradient of that output, put their parts back. The caller does not wait
-for the end of a step: while helpers still learn from one batch, it fetches the next.
+for the end of a step. It fetches the next batch, and tells helpers to begin with it, before its own share of the way
+back: what it alone has to do costs time only where helpers wait for it.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 
@@ -116,6 +118,10 @@ class _Do(IntEnum):
     STORE = 4
 
 
+def _nothing() -> None:
+    pass
+
+
 class CutPair:
     """A pair as a layer (see `kernels_dense.Weighing`) of the caller, who has a share of it, too."""
 
@@ -126,25 +132,49 @@ class CutPair:
         self._crew = crew
         self._exchange = exchange
         self._turn = 0
+        self._begun = False
+        self._meanwhile = _nothing
 
     def bind(self, vectors: torch.Tensor, gradients: torch.Tensor) -> None:
         """Its parameters lie with the workers; see `CutNetwork.load`."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    @contextmanager
+    def doing(self, meanwhile: Callable[[], None]) -> Iterator[None]:
+        """What the caller does before its own share of the way back, while the helpers are on it. It must not raise."""
+        self._meanwhile = meanwhile
+        try:
+            yield
+        finally:
+            self._meanwhile = _nothing  # nothing in a circle: a crew must end when it is forgotten
+
+    def begin(self, x: torch.Tensor) -> None:
+        """The helpers' part of `forward`, as soon as they have done what they were told before."""
+        self._begun = True
         self._turn = 1 - self._turn
-        batch = len(x)
-        self._exchange.inputs[self._turn][:batch].copy_(x)
-        self._crew.tell(_MESSAGE.pack(_Do.FORWARD, self._number, self._turn, batch))
+        self._exchange.inputs[self._turn][: len(x)].copy_(x)
+        self._crew.tell(_MESSAGE.pack(_Do.FORWARD, self._number, self._turn, len(x)))
+
+    def forget(self) -> None:
+        """What has been begun: the parameters will be others, or the samples."""
+        if self._begun:
+            self._crew.wait()
+            self._begun = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._begun:
+            self.begin(x)
         y = self._share.forward(x)
         self._crew.wait()
+        self._begun = False
         for summand in self._exchange.output:
-            y.add_(summand[:batch])
+            y.add_(summand[: len(x)])
         return y
 
     def backward(self, d: torch.Tensor) -> torch.Tensor:
         batch = len(d)
         self._exchange.output_gradient[:batch].copy_(d)
         self._crew.tell(_MESSAGE.pack(_Do.BACKWARD, self._number, 0, batch))
+        self._meanwhile()
         out = self._share.backward(d)
         if not self.first:
             self._crew.wait()
@@ -171,8 +201,8 @@ class CutNetwork:
         self.shares = [plan.share(pair, 0) for pair in pairs]
         self.layers: list[Layer] = list(layers)
         for number in reversed(range(len(pairs))):
-            pair = CutPair(pairs[number], number, self.shares[number], crew, exchanges[number])
-            self.layers[places[number]] = [pair]
+            self.first = CutPair(pairs[number], number, self.shares[number], crew, exchanges[number])
+            self.layers[places[number]] = [self.first]
         alone = [layer for layer in self.layers if isinstance(layer, Linear)]
         self.alone = [slice(layer.offset, layer.offset + layer.size) for layer in alone]
         """Where in the vector the layers are that no pair holds."""

@@ -54,6 +54,8 @@ def make_steps(
     """What trains the module of `flat`, with a crew or alone. UserError when a crew cannot."""
     if crew is None:
         return LoneSteps(flat, kernel_for(spec, flat.module) or ModuleKernel(spec, flat), optimiser, samples)
+    if flat.vector.device.type != "cpu":
+        raise UserError(f"several workers share a CPU, not a {flat.vector.device.type} device; use --workers 1")
     layers = dense_layers(flat.module)
     if not find_pairs(layers):
         raise UserError(

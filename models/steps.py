@@ -24,8 +24,9 @@ from gossipml.models.optimise import FlatSgd, TorchOptimiser, moves
 class Steps(Protocol):
     """One way to take them. Not thread-safe."""
 
-    def take(self, indices: torch.Tensor) -> torch.Tensor:
-        """One step on the samples at `indices` (b,); the mean loss (1,), detached."""
+    def take(self, indices: torch.Tensor, coming: torch.Tensor | None = None) -> torch.Tensor:
+        """One step on the samples at `indices` (b,); the mean loss (1,), detached. `coming`: those of the next step,
+        as far as is known."""
 
     def settle(self, *, optimiser: bool = False) -> None:
         """Call before the flat vector is read or changed between two steps; `optimiser`: its state, too."""
@@ -40,7 +41,7 @@ class LoneSteps:
         self._optimiser = optimiser
         self._samples = samples
 
-    def take(self, indices: torch.Tensor) -> torch.Tensor:
+    def take(self, indices: torch.Tensor, coming: torch.Tensor | None = None) -> torch.Tensor:
         inputs, targets = self._samples.at(indices)
         losses = self._kernel.accumulate(
             self._vectors, inputs.unsqueeze(0), targets.unsqueeze(0), self._gradients, self._optimiser.keep
@@ -71,17 +72,19 @@ class CrewSteps:
         self._optimiser = optimiser
         self._samples = samples
         self._most = 0
+        self._fetched: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self._values_away = self._velocity_away = False
 
-    def take(self, indices: torch.Tensor) -> torch.Tensor:
-        inputs, targets = self._samples.at(indices)
+    def take(self, indices: torch.Tensor, coming: torch.Tensor | None = None) -> torch.Tensor:
+        inputs, targets = self._fetch(indices)
         if len(indices) > self._most:
             self._begin(len(indices))
         self._give_away()
-        losses = self._kernel.accumulate(
-            *(self._vector.unsqueeze(0), inputs.unsqueeze(0), targets.unsqueeze(0), self._gradient.unsqueeze(0)),
-            self._optimiser.keep,
-        )
+        with self._network.first.doing(lambda: self._look_ahead(coming)):
+            losses = self._kernel.accumulate(
+                *(self._vector.unsqueeze(0), inputs.unsqueeze(0), targets.unsqueeze(0), self._gradient.unsqueeze(0)),
+                self._optimiser.keep,
+            )
         if isinstance(self._optimiser, FlatSgd):
             self._move()
         else:
@@ -92,11 +95,31 @@ class CrewSteps:
 
     def settle(self, *, optimiser: bool = False) -> None:
         if self._values_away:
+            self._network.first.forget()
             self._network.store(self._vector)
             self._values_away = False
         if optimiser and self._velocity_away:
             self._network.store(self._gradient, velocity=True)
             self._velocity_away = False
+
+    def _fetch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        fetched, self._fetched = self._fetched, None
+        if fetched is not None and torch.equal(fetched[0], indices):
+            return fetched[1:]
+        if self._most:
+            self._network.first.forget()
+        return self._samples.at(indices)
+
+    def _look_ahead(self, coming: torch.Tensor | None) -> None:
+        if coming is None or len(coming) > self._most:
+            return
+        try:
+            inputs, targets = self._samples.at(coming)
+        except Exception:
+            return  # it is raised when their turn comes
+        self._fetched = coming, inputs, targets
+        if self._network.first.first and isinstance(self._optimiser, FlatSgd):
+            self._network.first.begin(inputs.reshape(len(inputs), -1))
 
     def _begin(self, batch: int) -> None:
         """For so many samples a step."""

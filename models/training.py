@@ -133,7 +133,7 @@ class LocalTrainer:
 
     def step(self) -> None:
         """One optimiser step on the next batch."""
-        self._loss += self._steps.take(self._order.next_indices())
+        self._loss += self._steps.take(self._order.next_indices(), self._order.coming())
         self._loss_steps += 1
         self.steps += 1
         self._merges = 0

@@ -51,7 +51,7 @@ def start(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     threads: Annotated[int | None, typer.Option(help="Cores that training may use [1].")] = None,
     workers: Annotated[
-        str | None, typer.Option(help="Threads that share each batch: a number, or auto, measured at start [auto].")
+        str | None, typer.Option(help="Processes that share each step: a number, or auto, measured at start [auto].")
     ] = None,
     target_accuracy: Annotated[float | None, typer.Option(help="Stop training at this accuracy, 0 to 1.")] = None,
     max_rounds: Annotated[int | None, typer.Option(help="Stop training after so many rounds.")] = None,

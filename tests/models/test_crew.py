@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from itertools import pairwise
 
 import psutil
 import pytest
@@ -22,7 +23,7 @@ from gossipml.models.kernels_split import Split, choose_split, make_steps
 from gossipml.models.optimise import make_optimiser
 from gossipml.models.partition import Part, Rule
 from gossipml.models.registry import load_spec
-from gossipml.models.spec import Spec
+from gossipml.models.spec import Array, Spec
 from gossipml.models.training import LocalTrainer
 from gossipml.models.tuning import Tuning
 from tests.models.crews import crew_of_threads
@@ -110,7 +111,7 @@ def test_workers_that_share_a_step_end_where_one_would(name: str, optimiser: str
         steps = make_steps(spec, flat, make_optimiser(flat, spec, tuning), samples_of(spec), crew)
         torch.manual_seed(4)  # the caller alone draws
         flat.module.train()
-        losses = torch.cat([steps.take(order) for order in orders(3)])
+        losses = torch.cat([steps.take(order, coming) for order, coming in pairwise(orders(4))])
         steps.settle(optimiser=True)
         ends.append((flat.vector.clone(), flat.gradient.clone(), losses))
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-6)
@@ -124,14 +125,14 @@ def test_what_is_changed_between_two_steps_is_trained_on() -> None:
         optimiser = make_optimiser(flat, spec, Tuning(optimiser="sgd", learning_rate=0.1, momentum=0.9))
         steps = make_steps(spec, flat, optimiser, samples_of(spec), crew)
         first, second, third, fourth = orders(4)
-        steps.take(first)
+        steps.take(first, second)
         steps.settle()
-        flat.vector.mul_(0.5)  # a merge
-        steps.take(second)
+        flat.vector.mul_(0.5)  # a merge; helpers have begun with the second batch
+        steps.take(second, third)
         steps.settle(optimiser=True)
         optimiser.reset()
-        steps.take(third)
-        steps.take(fourth)
+        steps.take(third, first)
+        steps.take(fourth)  # another one than was said
         steps.settle()
         ends.append(flat.vector.clone())
     torch.testing.assert_close(ends[1], ends[0])
@@ -147,6 +148,30 @@ def test_batches_may_grow_and_shrink() -> None:
         losses = torch.cat([steps.take(torch.arange(count)) for count in (2, BATCH, 1)])
         steps.settle(optimiser=True)
         ends.append((flat.vector.clone(), flat.gradient.clone(), losses))
+    torch.testing.assert_close(ends[1], ends[0])
+
+
+def test_a_batch_that_cannot_be_read_ahead_is_an_error_when_its_turn_comes() -> None:
+    ends = []
+    for crew in (None, crew_of_threads(2)):
+        spec = specification("deep")
+        flat = flat_of(spec)
+        samples = samples_of(spec)
+        samples._ingested = None  # so that each batch is ingested on its own
+
+        def ingest(given: Array) -> Array:
+            if len(given) == 2:
+                raise UserError("two")
+            return given
+
+        spec.ingest = ingest  # type: ignore[method-assign, assignment]
+        steps = make_steps(spec, flat, make_optimiser(flat, spec), samples, crew)
+        steps.take(torch.arange(BATCH), torch.arange(2))
+        with pytest.raises(UserError, match="two"):
+            steps.take(torch.arange(2))
+        steps.take(torch.arange(3), torch.arange(BATCH))
+        steps.settle()
+        ends.append(flat.vector.clone())
     torch.testing.assert_close(ends[1], ends[0])
 
 

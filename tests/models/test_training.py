@@ -216,6 +216,17 @@ def test_an_epoch_gives_each_sample_once_and_continues_after_restore() -> None:
     assert ShuffledOrder(2, 32, seed=0).next_indices().tolist() in ([0, 1], [1, 0])
 
 
+def test_the_coming_batch_is_known_before_it_is_taken_except_over_the_end_of_an_epoch() -> None:
+    order = ShuffledOrder(10, 3, seed=1)
+    for _ in range(3):
+        coming = order.coming()
+        assert coming is not None
+        assert coming.tolist() == order.next_indices().tolist()
+    assert order.coming() is None
+    order.next_indices()
+    assert order.coming() is not None
+
+
 def test_central_training_reaches_95_percent(digits: Dataset) -> None:
     result = train_central(DigitsMlp(), digits, epochs=12)
     assert result.accuracy > 0.955
