@@ -25,13 +25,14 @@ from gossipml.ids import PeerId
 from gossipml.peer.ages import AgeConfig, Ages
 from gossipml.peer.conduct import Conduct, ConductConfig
 from gossipml.peer.policy import Bounds, Incoming, Policy
-from gossipml.peer.protocols import GossipProtocol
+from gossipml.peer.protocols import GossipProtocol, part_of
 from gossipml.peer.push_sum import Mass
 from gossipml.peer.view import Rng, View
 from gossipml.peer.wire import MAX_AGE, Update
 
 AUTO = "auto"  # the encoding that is chosen for each link
 BUSY = "busy"  # the one refusal that is everyday business
+ROUNDING = 1e-9  # ten tenths are one
 
 
 @dataclass(frozen=True)
@@ -342,7 +343,9 @@ class Gossip:
         self._rounds: dict[PeerId, int] = {}  # what was claimed last, the latest speakers
         self._merges = 0  # since the version began
         self._released = 0  # merges to come before the push of this round, where incoming models wait for its end
-        self._distances: list[float] = []  # of this tick
+        self._distances: list[float] = []  # since the last look at whether they shrink
+        self._share = self.config.protocol.share * part_of(self.config.encoding)[1]  # of the parameters, in a message
+        self._looked = 0.0  # what has been sent since then
         self._best: float | None = None
         self._largest = 0.0  # distance of this averaging phase
         self._interval = self.config.tick
@@ -422,7 +425,7 @@ class Gossip:
             case TrainingFinished():
                 if self.training or self._tick_at is None:
                     self.training = False
-                    self._interval, self._best, self._largest = self.config.tick, None, 0.0
+                    self._interval, self._best, self._largest, self._looked = self.config.tick, None, 0.0, 0.0
                     self._distances.clear()
                     self._schedule(now)
                 return self._next_merge(now)
@@ -672,7 +675,12 @@ class Gossip:
         return [*forgotten, *self._push(now), *self._next_merge(now)]
 
     def _pace(self) -> None:
-        """Slow down unless the models of the last tick were still approaching each other."""
+        """Slow down unless the models were still approaching each other since the last look at that: in a tick, or in
+        as many as it takes to send all of a model in parts."""
+        self._looked += self._share
+        if self._looked < 1.0 - ROUNDING:
+            return
+        self._looked = 0.0
         distances, self._distances = self._distances, []
         mean = sum(distances) / len(distances) if distances else None
         if mean is not None and (self._best is None or mean < self.config.agreement * self._best):

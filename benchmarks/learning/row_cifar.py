@@ -77,7 +77,7 @@ def together(source: str, epochs: float, peers: int) -> Record:
     """Real peers; the rate is as many times the model's own as there are peers."""
     from processes import Budget, race
 
-    common = {"model": MODEL, "data": source, "learning_rate": peers * RATE, "local_steps": str(STEPS)}
+    common = {"model": MODEL, "data": source, "learning_rate": peers * RATE, "local_steps": str(STEPS), "nice": 0}
     options = [{**common, "part": f"{part}/{peers}"} for part in range(1, peers + 1)]
     result = race(options, LEARNER, Budget(samples=int(epochs * TRAIN / peers), limit=LIMIT))
     return _record(peers, peers, list(result.accuracies), max(result.samples), result.seconds, result.sent)

@@ -490,6 +490,19 @@ def test_ticks_slow_down_when_the_neighbourhood_agrees_and_speed_up_for_a_stragg
     assert gossip.interval == 1.0
 
 
+def test_a_model_that_is_sent_in_tenths_has_ten_ticks_to_approach() -> None:
+    gossip = finished(GossipConfig(encoding="int8-top10"))
+    for number in range(60):
+        tick(gossip, 10.0 * 0.97**number)  # by 3 % a tick, 26 % in ten
+    assert gossip.interval == 1.0, "still approaching"
+    for _ in range(10):
+        tick(gossip, 10.0 * 0.97**60)
+    assert gossip.interval == 1.0, "less than before, in the mean of ten ticks"
+    for _ in range(20):
+        tick(gossip, 10.0 * 0.97**60)
+    assert gossip.interval == 1.5**2
+
+
 def test_ticks_slow_down_for_a_lonely_peer() -> None:
     gossip = finished()
     for _ in range(20):
