@@ -19,7 +19,7 @@ from gossipml.env.connections import HandshakeLimits, TlsListener, connect, list
 from gossipml.env.paths import checked_path
 from gossipml.env.real_lan import RealBeacons, bind_beacons
 from gossipml.env.sockets import RealDatagrams, bound_socket, own_addresses
-from gossipml.env.tls import SLICE_BYTES, Contexts, TlsStream
+from gossipml.env.tls import RECEIVE_BYTES, Contexts, TlsStream
 from gossipml.ids import Address, PeerId
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class RealNet:
 
     def __init__(self, limits: HandshakeLimits) -> None:
         self._limits = limits
-        self._buffer = bytearray(SLICE_BYTES)  # one for all streams; see gossipml.env.tls
+        self._buffer = bytearray(RECEIVE_BYTES)  # one for all streams; see gossipml.env.tls
         self._contexts: Contexts | None = None
 
     async def bind_datagrams(self, local: Address) -> RealDatagrams:

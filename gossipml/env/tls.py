@@ -34,6 +34,7 @@ from gossipml.ids import PeerId
 from gossipml.keys import NetworkKeys
 
 SLICE_BYTES = 1 << 18  # 256 KiB: measured best from 16 KiB to 1 MiB
+RECEIVE_BYTES = SLICE_BYTES + (1 << 14)  # a slice in records, and the message before it: one system call, not two
 MAX_UNSENT = 1 << 16  # answers to key updates that the other side asks for and does not read
 GOODBYE_SECONDS = 0.5  # for close_notify and alerts; a peer that does not read has no right to more
 
@@ -143,6 +144,7 @@ class TlsStream:
         self._send_broken: str | None = None
         self._broken: str | None = None
         self._writing = self._receiving = self._closed = False
+        self._waited = False  # for the socket, since the other tasks had their last turn here
 
     async def dial(self, context: ssl.SSLContext, keys: NetworkKeys) -> None:
         """Prove both sides to each other and set `peer_id`, `protocol`, `key_id`. `context` is of these keys.
@@ -241,11 +243,11 @@ class TlsStream:
             for part in parts:
                 view = memoryview(part).cast("B")
                 while view:
-                    # Never the whole view: all of it would be encrypted into memory.
-                    view = view[self._tls.write(view[:SLICE_BYTES]) :]
                     if self._outgoing.pending >= SLICE_BYTES:
                         await self._send_pending()
                         await trio.lowlevel.checkpoint()  # a fast reader must not starve the other tasks
+                    # Never the whole view: all of it would be encrypted into memory.
+                    view = view[self._tls.write(view[:SLICE_BYTES]) :]
             await self._send_pending()
         except (OSError, ssl.SSLError) as error:
             raise self._break(error) from error
@@ -255,11 +257,11 @@ class TlsStream:
 
     def _read(self, view: memoryview) -> int | None:
         """Decrypt what is there into `view`: how many bytes, 0 at the end, None when more must come first."""
-        filled = 0
+        filled, size, read = 0, len(view), self._tls.read
         try:
-            while filled < len(view):
+            while filled < size:
                 # typeshed has not heard of buffers: it is any writable buffer in, a count out
-                count: int = self._tls.read(len(view) - filled, view[filled:])  # type: ignore[assignment]
+                count: int = read(size - filled, view[filled:])  # type: ignore[assignment]
                 if count == 0:  # close_notify
                     return filled
                 filled += count
@@ -274,13 +276,16 @@ class TlsStream:
 
     async def _fill(self) -> bool:
         """Receive ciphertext; False at the end of the TCP stream."""
-        await trio.lowlevel.checkpoint()  # a fast sender must not starve the other tasks
+        if not self._waited:
+            await trio.lowlevel.checkpoint()  # a fast sender must not starve the other tasks
+        self._waited = False
         while True:
             try:
                 count = self._socket.recv_into(self._buffer)
                 break
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._socket)
+                self._waited = True
         if count == 0:
             self._incoming.write_eof()
             return False
