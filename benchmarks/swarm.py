@@ -2,11 +2,13 @@
 
     python benchmarks/swarm.py [--runs 3] [--megabytes 256] [--downloaders 7] [--folder DIR]
 
-All on loopback, the two in turns in the same run. Ours is what the daemon uses: mutual TLS 1.3 between all, and the
-model store, which hashes each piece before it is written and again before it is served from the disk, and syncs its
-files. libtorrent moves a BitTorrent v2 torrent with pieces of the same length over plain TCP, without uTP, DHT,
-encryption and limits. The time runs from the word to all until the last downloader says that it has everything,
-verified; CPU is user and system time of all processes from that word until then. Afterwards every file is compared
+All on loopback, in turns in the same run. Ours is what the daemon uses: mutual TLS 1.3 between all (AES-256-GCM), and
+the model store, which hashes each piece before it is written and again before it is served from the disk, and syncs
+its files. libtorrent moves a BitTorrent v2 torrent with pieces of the same length over TCP, without uTP, DHT and
+limits: once in the clear, and once with the encryption that it has (MSE/PE with RC4, forced on both sides), so that
+nobody on the wire can read it, as with ours; it authenticates neither peers nor bytes. The time runs from the word to
+all until the last downloader says that it has everything, verified; CPU is user and system time of all processes from
+that word until then, and idle what all cores of the machine did not do in that time. Afterwards every file is compared
 with the seed's.
 
 The files lie in memory (/dev/shm) where there is room, so that no disk is measured: ours waits for the disk to have
@@ -48,8 +50,15 @@ TIME_LIMIT = 120.0
 KEYS = NetworkKeys.from_token(JoinToken(b"n" * 16, b"c" * 32, 0, ()))
 LOOPBACK = "127.0.0.1"
 MEMORY = Path("/dev/shm")
-KINDS = {"ours": "gossipml", "theirs": "libtorrent"}
-FIGURES = {"seconds": "seconds", "cpu": "CPU seconds", "user": "  of them user", "rss": "greatest process, MB"}
+KINDS = {"ours": "gossipml", "clear": "libtorrent", "rc4": "libtorrent RC4"}
+ENCRYPTION = {"clear": (2, 1), "rc4": (0, 2)}  # libtorrent's enc_policy (0 forced, 2 off) and enc_level (1 none, 2 RC4)
+FIGURES = {
+    "seconds": "seconds",
+    "cpu": "CPU seconds",
+    "user": "  of them user",
+    "idle": "idle, % of the cores",
+    "rss": "greatest process, MB",
+}
 
 
 # Between this process and the others: lines of JSON.
@@ -74,6 +83,13 @@ class Usage:
         user, system = now.user - self._at.user, now.system - self._at.system
         # Not ru_maxrss, which begins with that of the process that started this one.
         return {"cpu": user + system, "user": user, "rss": int(status.partition("VmHWM:")[2].split()[0]) / 1000}
+
+
+def core_seconds() -> tuple[float, float]:
+    """Seconds that all cores together were idle, and that they were there, since the machine started."""
+    # proc(5): user nice system idle iowait irq softirq steal, in ticks; what follows is counted in user already
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return float(ticks[3] + ticks[4]), float(sum(ticks))
 
 
 # Ours, in a process of its own.
@@ -187,9 +203,10 @@ def write_model(path: Path, size: int) -> None:
 # libtorrent, in a process of its own.
 
 
-def theirs(folder: Path, number: int) -> None:
+def theirs(kind: str, folder: Path, number: int) -> None:
     import libtorrent as lt
 
+    policy, level = ENCRYPTION[kind]
     session = lt.session(
         {
             "enable_outgoing_utp": False,
@@ -204,8 +221,9 @@ def theirs(folder: Path, number: int) -> None:
             "unchoke_slots_limit": -1,
             "upload_rate_limit": 0,
             "download_rate_limit": 0,
-            "out_enc_policy": 2,  # no encryption
-            "in_enc_policy": 2,
+            "out_enc_policy": policy,
+            "in_enc_policy": policy,
+            "allowed_enc_level": level,
             "alert_mask": 0,
         }
     )
@@ -271,11 +289,12 @@ def transfer(kind: str, folder: Path, downloaders: int) -> dict[str, float]:
             pipe = subprocess.PIPE
             processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
         ports = [answer(process, "port")["port"] for process in processes]
-        started = time.monotonic()
+        started, idle_before, all_before = time.monotonic(), *core_seconds()
         tell(ports)
         for process in processes[1:]:
             answer(process, "done")
         seconds = time.monotonic() - started
+        idle_after, all_after = core_seconds()
         tell("stop")
         usages = [answer(process, "cpu") for process in processes]
         for process in processes:
@@ -285,7 +304,8 @@ def transfer(kind: str, folder: Path, downloaders: int) -> dict[str, float]:
             process.kill()
             process.wait()
     figures = {key: sum(usage[key] for usage in usages) for key in ("cpu", "user")}
-    return {"seconds": seconds, **figures, "rss": max(usage["rss"] for usage in usages)}
+    idle = 100 * (idle_after - idle_before) / (all_after - all_before)
+    return {"seconds": seconds, **figures, "idle": idle, "rss": max(usage["rss"] for usage in usages)}
 
 
 def digest(path: Path) -> bytes:
@@ -295,7 +315,7 @@ def digest(path: Path) -> bytes:
 
 def compare(folder: Path, kinds: Sequence[str], arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     file = trio.run(make_seed, folder, arguments.megabytes << 20)
-    if "theirs" in kinds:
+    if any(kind != "ours" for kind in kinds):
         make_torrent(folder, file)
     results: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     right = digest(file)
@@ -305,7 +325,7 @@ def compare(folder: Path, kinds: Sequence[str], arguments: argparse.Namespace) -
             results[kind].append(transfer(kind, folder, arguments.downloaders))
             for number in range(1, arguments.downloaders + 1):
                 home = folder / str(number)
-                if digest((home if kind == "theirs" else home / "models" / "content") / file.name) != right:
+                if digest((home / "models" / "content" if kind == "ours" else home) / file.name) != right:
                     raise SystemExit(f"downloader {number} of {KINDS[kind]} has another file")
                 shutil.rmtree(home)
         if time.monotonic() - started > TIME_LIMIT:
@@ -320,13 +340,12 @@ def report(results: dict[str, list[dict[str, float]]], arguments: argparse.Names
         f"{arguments.megabytes} MiB from one seed to {arguments.downloaders} downloaders, all verified; "
         f"medians of {runs}"
     )
-    print(
-        f"{'':<24}" + "".join(f"{KINDS[kind]:>12}" for kind in results) + ("       ratio" if len(results) > 1 else "")
-    )
+    one, *others = results
+    print(f"{'':<24}{KINDS[one]:>12}" + "".join(f"{KINDS[kind]:>16}{'ratio':>8}" for kind in others))
     for key, name in FIGURES.items():
-        medians = [statistics.median(run[key] for run in runs) for runs in results.values()]
-        ratio = f"{medians[0] / medians[1]:>12.2f}" if len(medians) > 1 else ""
-        print(f"{name:<24}" + "".join(f"{median:>12.2f}" for median in medians) + ratio)
+        first, *rest = (statistics.median(run[key] for run in runs) for runs in results.values())
+        ratios = "".join(f"{other:>16.2f}{f'{first / other:.2f}' if other else '':>8}" for other in rest)
+        print(f"{name:<24}{first:>12.2f}{ratios}")
 
 
 def main() -> None:
@@ -341,13 +360,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.role == "ours":
         trio.run(ours, arguments.folder, arguments.number)
-    elif arguments.role == "theirs":
-        theirs(arguments.folder, arguments.number)
+    elif arguments.role:
+        theirs(arguments.role, arguments.folder, arguments.number)
     else:
         kinds = [arguments.only] if arguments.only else list(KINDS)
-        if "theirs" in kinds and importlib.util.find_spec("libtorrent") is None:
+        if kinds != ["ours"] and importlib.util.find_spec("libtorrent") is None:
             print("libtorrent is not installed (pip install 'gossipml[bench]'): ours runs alone")
-            kinds.remove("theirs")
+            kinds = ["ours"]
         room = (arguments.megabytes << 20) * (arguments.downloaders + 2)
         where = arguments.folder
         if where is None and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > room:
