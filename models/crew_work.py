@@ -135,7 +135,7 @@ class CutPair:
         self._begun = False
         self._meanwhile = _nothing
 
-    def bind(self, vectors: torch.Tensor, gradients: torch.Tensor) -> None:
+    def bind(self, vectors: torch.Tensor, gradients: torch.Tensor | None) -> None:
         """Its parameters lie with the workers; see `CutNetwork.load`."""
 
     @contextmanager

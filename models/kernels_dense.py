@@ -17,12 +17,14 @@ from typing import Final, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import nn
 
-from gossipml.models.losses import Loss, loss_of
+from gossipml.models.losses import Loss, Slope, loss_of, slope_of
 from gossipml.models.spec import Spec
 
 _aten = torch.ops.aten
 _Forward: TypeAlias = Callable[[torch.Tensor, torch.Tensor], object]
 _Backward: TypeAlias = Callable[[torch.Tensor, torch.Tensor], object]
+
+FUSED: Final = 32  # outputs from which adding to the weights costs no more than a product; 10 take half as long again
 
 
 class Layer(Protocol):
@@ -42,8 +44,8 @@ class Weighing(Layer, Protocol):
     first: bool
     """Nobody asks for the gradient of its input."""
 
-    def bind(self, vectors: torch.Tensor, gradients: torch.Tensor) -> None:
-        """Where its parameters and their gradients lie, until the next `bind`."""
+    def bind(self, vectors: torch.Tensor, gradients: torch.Tensor | None) -> None:
+        """Where its parameters, and their gradients if these are wanted, lie until the next `bind`."""
 
     def weigh(self, keep: float) -> None:
         """Adds the gradient of the parameters, of the last `forward` and `backward`, to `keep` times what is there."""
@@ -52,13 +54,15 @@ class Weighing(Layer, Protocol):
 class DenseKernel:
     """See `kernels.Kernel`. Made by `dense_kernel`."""
 
-    def __init__(self, layers: Sequence[Layer], loss: Loss) -> None:
+    def __init__(self, layers: Sequence[Layer], loss: Loss, slope: Slope | None = None) -> None:
         self._layers = layers
         self._weighing = [layer for layer in layers if isinstance(layer, Weighing)]
         self._weighing[0].first = True
+        self._linear = [layer for layer in layers if isinstance(layer, Linear)]
         self._loss = loss
+        self._slope = slope or loss
         self._room = _Room()
-        self._bound: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._bound: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
     def accumulate(
         self,
@@ -70,9 +74,7 @@ class DenseKernel:
     ) -> torch.Tensor:
         count, batch = inputs.shape[:2]
         self._bind(vectors, gradients)
-        x = inputs.reshape(batch, -1) if count == 1 else inputs.reshape(count, batch, -1)
-        for layer in self._layers:
-            x = layer.forward(x)
+        x = self._outputs(inputs)
         d = self._room.of("d", x.shape, x)
         losses = self._loss(x.view(count, batch, -1), targets, d.view(count, batch, -1))
         for layer in reversed(self._layers):
@@ -81,7 +83,31 @@ class DenseKernel:
             weighing.weigh(keep)
         return losses
 
-    def _bind(self, vectors: torch.Tensor, gradients: torch.Tensor) -> None:
+    def scale(self, factor: float) -> None:
+        """From now on the samples are to be multiplied by it: in the products, where that costs nothing."""
+        self._linear[0].factor = factor
+
+    def descend(self, vectors: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor, rate: float) -> None:
+        """vectors <- vectors - rate * d loss / d parameters: SGD without momentum, for which nobody needs the gradients
+        of wide layers by themselves, nor the losses. Shapes as in `kernels.Kernel`."""
+        count, batch = inputs.shape[:2]
+        self._bind(vectors, None)
+        x = self._outputs(inputs)
+        d = self._room.of("d", x.shape, x)
+        self._slope(x.view(count, batch, -1), targets, d.view(count, batch, -1))
+        for layer in reversed(self._layers):
+            d = layer.backward(d)
+        for linear in self._linear:
+            linear.descend(rate)
+
+    def _outputs(self, inputs: torch.Tensor) -> torch.Tensor:
+        count, batch = inputs.shape[:2]
+        x = inputs.reshape(batch, -1) if count == 1 else inputs.reshape(count, batch, -1)
+        for layer in self._layers:
+            x = layer.forward(x)
+        return x
+
+    def _bind(self, vectors: torch.Tensor, gradients: torch.Tensor | None) -> None:
         """Making views takes longer than a small product; a peer comes with the same vectors each time."""
         if self._bound is not None and _same(vectors, self._bound[0]) and _same(gradients, self._bound[1]):
             return
@@ -93,7 +119,7 @@ class DenseKernel:
 def dense_kernel(spec: Spec, module: nn.Module) -> DenseKernel | None:
     """The kernel for this module, or None."""
     layers = dense_layers(module)
-    return DenseKernel(layers, loss_of(spec)) if layers else None
+    return DenseKernel(layers, loss_of(spec), slope_of(spec)) if layers else None
 
 
 def dense_layers(module: nn.Module) -> list[Layer]:
@@ -146,12 +172,15 @@ class Linear:
         self.offset = offset
         self.size = (inputs + has_bias) * outputs
         self.first = False
+        self.factor = 1.0
+        """Of the input."""
         self.room = _Room()
         self._ones = torch.empty(1, 0)
 
-    def bind(self, vectors: torch.Tensor, gradients: torch.Tensor) -> None:
+    def bind(self, vectors: torch.Tensor, gradients: torch.Tensor | None) -> None:
         self._weight, self._bias = self.views(vectors)
-        self._weight_gradient, self._bias_gradient = self.views(gradients)
+        if gradients is not None:
+            self._weight_gradient, self._bias_gradient = self.views(gradients)
 
     def views(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of vectors (N, ...), weights (N, inputs, outputs) and biases (N, 1, outputs); for N = 1 without N."""
@@ -166,9 +195,10 @@ class Linear:
             self._ones = x.new_ones(1, x.shape[-2])
         y = self.room.of("y", (*x.shape[:-1], self.outputs), x)
         one = x.dim() == 2
+        add = torch.addmm if one else torch.baddbmm
         if self.has_bias:
-            return (torch.addmm if one else torch.baddbmm)(self._bias, x, self._weight, out=y)
-        return (torch.mm if one else torch.bmm)(x, self._weight, out=y)
+            return add(self._bias, x, self._weight, alpha=self.factor, out=y)
+        return add(y, x, self._weight, beta=0, alpha=self.factor, out=y)
 
     def backward(self, d: torch.Tensor) -> torch.Tensor:
         self._d = d  # stays as it is: layers before this one write into `out`
@@ -180,11 +210,25 @@ class Linear:
     def weigh(self, keep: float) -> None:
         x, d = self._x, self._d
         add = torch.addmm if d.dim() == 2 else torch.baddbmm
-        add(self._weight_gradient, x.transpose(-1, -2), d, beta=keep, out=self._weight_gradient)
+        add(self._weight_gradient, x.transpose(-1, -2), d, beta=keep, alpha=self.factor, out=self._weight_gradient)
         if self.has_bias:
             # As a product with ones: adding up the rows takes three times as long.
             ones = self._ones.expand(*d.shape[:-2], 1, -1)
             add(self._bias_gradient, ones, d, beta=keep, out=self._bias_gradient)
+
+    def descend(self, rate: float) -> None:
+        """A step of SGD; the gradient of a narrow layer lies in the cache for a moment."""
+        x, d = self._x, self._d
+        one, weight = d.dim() == 2, self._weight
+        add = torch.addmm if one else torch.baddbmm
+        if self.outputs >= FUSED:
+            add(weight, x.transpose(-1, -2), d, alpha=-rate * self.factor, out=weight)
+        else:
+            gradient = self.room.of("g", weight.shape, d)
+            (torch.mm if one else torch.bmm)(x.transpose(-1, -2), d, out=gradient)
+            weight.add_(gradient, alpha=-rate * self.factor)
+        if self.has_bias:
+            add(self._bias, self._ones.expand(*d.shape[:-2], 1, -1), d, alpha=-rate, out=self._bias)
 
 
 class Activation:
@@ -274,7 +318,9 @@ class _Room:
         return view
 
 
-def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+def _same(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
     return first is second or (
         first.data_ptr() == second.data_ptr()
         and first.shape == second.shape

@@ -17,12 +17,20 @@ from gossipml.models.spec import Spec, StandardLoss
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Of outputs (N, b, k) and targets (N, b) of N models the losses (N,), means over the batch; and in the third, like
 the outputs, the gradient of their sum."""
+Slope: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]
+"""The same for who wants the gradient alone."""
 
 
 def loss_of(spec: Spec) -> Loss:
     """The loss of the specification."""
     kind: StandardLoss | None = getattr(spec.loss, "standard_loss", None)
     return by_autograd(spec) if kind is None else _STANDARD[kind]
+
+
+def slope_of(spec: Spec) -> Slope:
+    """Of the loss of the specification."""
+    kind: StandardLoss | None = getattr(spec.loss, "standard_loss", None)
+    return softmax_minus_targets if kind == "cross-entropy" else loss_of(spec)
 
 
 def softmax_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -33,6 +41,13 @@ def softmax_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, gradient
     losses = (gradient * chosen).sum((1, 2))
     torch.add(chosen, gradient.exp_(), alpha=weight, out=gradient)
     return losses
+
+
+def softmax_minus_targets(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> None:
+    """The gradient of `softmax_cross_entropy`, in half of its time."""
+    weight = 1 / outputs.shape[1]
+    torch.softmax(outputs, 2, out=gradient)
+    torch.add(_one_hot(targets, outputs, -weight), gradient, alpha=weight, out=gradient)
 
 
 def squared_error_of_classes(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

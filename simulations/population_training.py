@@ -28,13 +28,14 @@ from gossipml.models.batches import Samples, ShuffledOrder
 from gossipml.models.dataset import Dataset, is_stream
 from gossipml.models.flat import build_flat
 from gossipml.models.kernels import Kernel, kernel_for
+from gossipml.models.kernels_dense import DenseKernel
 from gossipml.models.kernels_functional import FunctionalKernel
 from gossipml.models.partition import Indices
 from gossipml.models.spec import Sgd, Spec
 
 T = TypeVar("T")
 
-CHUNK_BYTES = 6 << 20  # of parameters, velocities and batches of a chunk on a CPU; measured: benchmarks/simulator.py
+CHUNK_BYTES = 3 << 19  # of parameters, velocities and batches of a chunk on a CPU; measured: benchmarks/simulator.py
 DEVICE_BYTES = 4 << 30  # the same on a GPU
 INGESTED_MOST = 4 << 30  # training samples that are kept as the model takes them
 
@@ -77,6 +78,25 @@ class Threads:
             list(self._pool.map(job, chunks))
 
 
+class _Hand:
+    """What one thread trains with."""
+
+    def __init__(self, kernel: Kernel, samples: Samples) -> None:
+        self.kernel = kernel
+        self.dense = kernel if isinstance(kernel, DenseKernel) else None
+        self._samples = samples
+        self._room: dict[torch.dtype, torch.Tensor] = {}
+        if self.dense is not None:
+            self.dense.scale(samples.scale)
+
+    def fetch(self, places: torch.Tensor) -> torch.Tensor:
+        """The samples at `places` (N, batch), as the kernel takes them; until the next call."""
+        inputs = self._samples.unscaled(places.flatten(), self._room)
+        if self.dense is None and self._samples.scale != 1.0:
+            inputs.mul_(self._samples.scale)
+        return inputs.view(*places.shape, *inputs.shape[1:])
+
+
 class Trainees:
     """N peers. `x` (N, size) is theirs to train and everybody's to read and merge into."""
 
@@ -102,7 +122,7 @@ class Trainees:
         self._parts = [torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in parts]
         self._orders = [ShuffledOrder(len(part), spec.batch, order_seed(seed, peer)) for peer, part in enumerate(parts)]
         self._module = copy.deepcopy(flat.module)
-        self._kernels = threading.local()
+        self._hands = threading.local()
         self._velocity: torch.Tensor | None = None
         self._frozen = self._frozen_places(flat.module)
         self._optimisers: list[torch.optim.Optimizer] = []
@@ -129,13 +149,15 @@ class Trainees:
 
     def train(self, peers: Sequence[int], steps: Sequence[int]) -> list[int]:
         """So many steps of each of these peers; which of them diverged: those are as they were before."""
-        order = sorted(range(len(peers)), key=lambda place: (-self.batch(peers[place]), -steps[place], peers[place]))
+        batches = [self.batch(peer) for peer in peers]
+        order = sorted(range(len(peers)), key=lambda place: (-batches[place], -steps[place], peers[place]))
         diverged: list[int] = []
         chunks: list[list[tuple[int, int]]] = []
         room = CHUNK_BYTES if self._device.type == "cpu" else DEVICE_BYTES
         most = max(1, room // self._bytes_a_peer)
-        # Both threads should end together: no larger chunks than that they get two each.
-        most = max(1, min(most, -(-len(peers) // (2 * self._threads.count)))) if self._threads.count > 1 else most
+        # All threads should end together: as many chunks for each, all of one size.
+        shares = self._threads.count * -(-len(peers) // (most * self._threads.count))
+        most = max(1, -(-len(peers) // shares))
         for place in order:
             peer = peers[place]
             last = chunks[-1][0] if chunks else None
@@ -156,7 +178,8 @@ class Trainees:
 
     def _train_chunk(self, chunk: list[tuple[int, int]]) -> list[int]:
         """All steps of peers with the same batch size, those with most steps first."""
-        sgd, kernel = self._sgd, self._kernel()
+        sgd, hand = self._sgd, self._hand()
+        descends = hand.dense if not sgd.momentum and not sgd.weight_decay else None
         peers = torch.tensor([peer for peer, _ in chunk])
         batch = self.batch(chunk[0][0])
         most = chunk[0][1]
@@ -164,12 +187,13 @@ class Trainees:
         for number, (peer, steps) in enumerate(chunk):
             if steps:
                 places[:steps, number] = self._parts[peer][self._orders[peer].next_batches(steps)]
+        targets = self._samples.targets(places)
         rows = peers.to(self._device)
         x = self.x.index_select(0, rows)
         if self._velocity is not None:
             velocity = self._velocity.index_select(0, rows)
         else:
-            velocity = x.new_empty(len(chunk), self.parameter_count)
+            velocity = x.new_empty(len(chunk), self.parameter_count if descends is None else 0)
         values = x[:, : self.parameter_count]
         active, own_x, own_velocity, own_values = -1, x, velocity, values
         for step in range(most):
@@ -177,14 +201,11 @@ class Trainees:
             if active_now != active:
                 active = active_now
                 own_x, own_velocity, own_values = x[:active], velocity[:active], values[:active]
-            inputs, targets = self._samples.at(places[step, :active].flatten())
-            kernel.accumulate(
-                own_x,
-                inputs.view(active, batch, *inputs.shape[1:]),
-                targets.view(active, batch),
-                own_velocity,
-                sgd.momentum,
-            )
+            inputs = hand.fetch(places[step, :active])
+            if descends is not None:
+                descends.descend(own_x, inputs, targets[step, :active], sgd.learning_rate)
+                continue
+            hand.kernel.accumulate(own_x, inputs, targets[step, :active], own_velocity, sgd.momentum)
             if sgd.weight_decay:
                 own_velocity.add_(own_values, alpha=sgd.weight_decay)
             own_values.add_(own_velocity, alpha=-sgd.learning_rate)
@@ -202,27 +223,27 @@ class Trainees:
 
     def _train_alone(self, chunk: list[tuple[int, int]]) -> list[int]:
         """The same for any optimiser, one peer after the other."""
-        kernel, diverged = self._kernel(), []
+        hand, diverged = self._hand(), []
         for peer, steps in chunk:
             row = self.x[peer : peer + 1]
             before = row.clone()
             gradient = self._gradients[peer : peer + 1]
             for _ in range(steps):
-                inputs, targets = self._samples.at(self._parts[peer][self._orders[peer].next_indices()])
-                kernel.accumulate(row, inputs[None], targets[None], gradient)
+                places = self._parts[peer][self._orders[peer].next_indices()][None]
+                hand.kernel.accumulate(row, hand.fetch(places), self._samples.targets(places), gradient)
                 self._optimisers[peer].step()
             if not bool(row.sum().isfinite()):
                 row.copy_(before)
                 diverged.append(peer)
         return diverged
 
-    def _kernel(self) -> Kernel:
+    def _hand(self) -> _Hand:
         """Of this thread."""
-        found: Kernel | None = getattr(self._kernels, "kernel", None)
+        found: _Hand | None = getattr(self._hands, "hand", None)
         if found is None:
             module = copy.deepcopy(self._module).train()
-            found = kernel_for(self.spec, module) or FunctionalKernel(self.spec, module)
-            self._kernels.kernel = found
+            kernel = kernel_for(self.spec, module) or FunctionalKernel(self.spec, module)
+            found = self._hands.hand = _Hand(kernel, self._samples)
         return found
 
     def _frozen_places(self, module: torch.nn.Module) -> list[tuple[int, int]]:
@@ -265,9 +286,9 @@ class Trainees:
     def _finds_draws(self) -> bool:
         """Whether training draws random numbers (dropout): then one thread trains, or the order would be random."""
         before = torch.get_rng_state()
-        inputs, targets = self._samples.at(self._parts[0][:1].repeat(2))  # two: batch norm wants more than one
-        gradient = self.first.new_empty(1, self.parameter_count)
-        self._kernel().accumulate(self.first.clone()[None], inputs[None], targets[None], gradient)
+        places = self._parts[0][:1].repeat(2)[None]  # two: batch norm wants more than one
+        gradient, hand = self.first.new_empty(1, self.parameter_count), self._hand()
+        hand.kernel.accumulate(self.first.clone()[None], hand.fetch(places), self._samples.targets(places), gradient)
         draws = not torch.equal(before, torch.get_rng_state())
         torch.set_rng_state(before)
         return draws

@@ -112,6 +112,26 @@ def test_five_models_at_once_are_five_models(name: str) -> None:
         torch.testing.assert_close(own[0], gradients[row], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [*(name for name in DENSE if name != "mnist-dense"), "deep", "own-loss"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_descent_is_a_step_along_the_gradient_of_scaled_samples(name: str, count: int) -> None:
+    spec = specification(name)
+    flat = flat_of(spec)
+    vectors = flat.vector + 0.1 * torch.randn(count, flat.size, generator=torch.Generator().manual_seed(3))
+    start = torch.zeros(count, flat.parameter_count)
+    inputs, targets = batch_of(spec, count)
+    kernel = kernel_for(spec, flat.module)
+    assert isinstance(kernel, DenseKernel)
+    kernel.accumulate(vectors, inputs, targets, start)
+    gradients = torch.zeros_like(start)
+    kernel.scale(0.25)
+    kernel.accumulate(vectors, 4 * inputs, targets, gradients)
+    torch.testing.assert_close(gradients, start, rtol=1e-4, atol=1e-6)
+    moved = vectors.clone()
+    kernel.descend(moved, 4 * inputs, targets, 0.5)
+    torch.testing.assert_close(moved, vectors - 0.5 * start, rtol=1e-4, atol=1e-6)
+
+
 def test_what_lay_in_the_gradients_is_forgotten_when_nothing_is_kept() -> None:
     spec = specification("deep")
     flat = flat_of(spec)
