@@ -26,6 +26,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import Random
 from typing import Protocol
 
@@ -449,6 +450,7 @@ class PopulationEngine:
         return size
 
 
+@lru_cache(4096)
 def _kept_as(encoding: str) -> str:
     """The form of the copy that is kept: one that leaves parameters out is made of the whole model by its receiver."""
     form = form_of(encoding)
