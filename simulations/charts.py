@@ -11,6 +11,8 @@ from gossipml.simulations.scenario import BASELINES
 from gossipml.simulations.summary import mean_row
 
 LOGARITHMIC = ("consensus", "variance")
+COLOURS = 8  # of the palette; further variants take them again, with other dashes
+MOST_BANDS = 8  # more of them are one grey cloud
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ def is_baseline(variant: str) -> bool:
     return variant.rpartition(": ")[2].partition(":")[0] in BASELINES
 
 
+def stroke(colour: int, baseline: bool) -> str:
+    """The classes of a line."""
+    return "trace" + " dashed" * baseline + " again" * (colour >= COLOURS)
+
+
 def make_charts(result: Result) -> list[Chart]:
     """Those for which something was measured."""
     unit, seconds = _time_unit(max((row.seconds for row in result.rows), default=0.0))
@@ -67,7 +74,9 @@ def make_charts(result: Result) -> list[Chart]:
     rounds: Callable[[Row], float] = lambda row: row.round  # noqa: E731 beside its two likes
     time: Callable[[Row], float] = lambda row: row.seconds / seconds  # noqa: E731
     sent: Callable[[Row], float] = lambda row: row.bytes / factor  # noqa: E731
-    around = "mean over peers; the band is one standard deviation over peers"
+    around = "mean over peers"
+    if len(result.variants()) <= MOST_BANDS:
+        around += "; the band is one standard deviation over peers"
     alone = "what sends nothing is left out"
     relative = "of the peers' models from their mean, relative to it"
     asked = [
@@ -112,7 +121,7 @@ def _line(result: Result, variant: str, abscissa: Callable[[Row], float], column
     if not known:
         return None
     band = []
-    if column == "accuracy":
+    if column == "accuracy" and len(result.variants()) <= MOST_BANDS:
         band = [
             (abscissa(row), max(0.0, row.accuracy - row.accuracy_std), min(1.0, row.accuracy + row.accuracy_std))
             for row in known

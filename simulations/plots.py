@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from gossipml.simulations.axes import tick_text
-from gossipml.simulations.charts import make_charts
+from gossipml.simulations.charts import COLOURS, make_charts, stroke
 from gossipml.simulations.report import PALETTE
 from gossipml.simulations.result import Result
 
 DPI = 160
+DASHES = {"trace": "-", "trace dashed": "--", "trace again": ":", "trace dashed again": "-."}
 
 
 def write_plots(result: Result, folder: Path) -> list[Path]:
@@ -24,8 +25,8 @@ def write_plots(result: Result, folder: Path) -> list[Path]:
         figure = Figure(figsize=(6.4, 4.0), dpi=DPI, layout="constrained")
         axes = figure.subplots()
         for line in chart.series:
-            colour = PALETTE[line.colour % len(PALETTE)][0]
-            style = "--" if line.baseline else "-"
+            colour = PALETTE[line.colour % COLOURS][0]
+            style = DASHES[stroke(line.colour, line.baseline)]
             axes.plot(*zip(*line.points, strict=True), color=colour, linestyle=style, label=line.variant, linewidth=1.8)
             if line.band:
                 xs, lows, highs = zip(*line.band, strict=True)

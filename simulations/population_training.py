@@ -128,7 +128,8 @@ class Trainees:
         self._optimisers: list[torch.optim.Optimizer] = []
         self._prepare_optimiser()
         self._in_turn = self._finds_draws() or is_stream(data.train.inputs)  # streams are for one thread
-        self._bytes_a_peer = 8 * self.layout.size + 4 * spec.batch * self._values_a_sample()
+        vectors = 1 if self._velocity is None and not self._optimisers else 2
+        self._bytes_a_peer = 4 * (vectors * self.layout.size + spec.batch * self._values_a_sample())
         torch.manual_seed(order_seed(seed, -1))  # dropout draws from the global generator
 
     def replace_targets(self, peers: Sequence[int], targets: Callable[[torch.Tensor], torch.Tensor]) -> None:

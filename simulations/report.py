@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from gossipml.errors import UserError
-from gossipml.simulations.charts import colours, is_baseline, make_charts, make_spreads
+from gossipml.simulations.charts import COLOURS, colours, is_baseline, make_charts, make_spreads, stroke
 from gossipml.simulations.report_svg import draw_chart, draw_spreads
 from gossipml.simulations.report_topology import draw_topology
 from gossipml.simulations.result import Result
@@ -62,6 +62,7 @@ svg .name { fill: var(--text); font-size: 13px; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .trace { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 svg .dashed { stroke-dasharray: 6 5; }
+svg .again { stroke-dasharray: 1 4; } svg .dashed.again { stroke-dasharray: 9 4 1 4; }
 svg .band { stroke: none; opacity: .13; }
 svg .hit { fill: transparent; } svg .hit:hover { fill: currentColor; }
 svg .edge { stroke: var(--soft); stroke-width: 1; opacity: .35; }
@@ -164,8 +165,8 @@ def _wall(result: Result) -> list[float]:
 def _legend(result: Result) -> str:
     entries = []
     for variant, colour in colours(result).items():
-        dashed = " dashed" if is_baseline(variant) else ""
-        line = f"<line x1=1 y1=5 x2=25 y2=5 class='trace{dashed}' style='stroke:var(--c{colour % len(PALETTE)})'/>"
+        classes = stroke(colour, is_baseline(variant))
+        line = f"<line x1=1 y1=5 x2=25 y2=5 class='{classes}' style='stroke:var(--c{colour % COLOURS})'/>"
         entries.append(f"<span><svg viewBox='0 0 26 10' aria-hidden=true>{line}</svg>{escape(variant)}</span>")
     return f"<div class=legend>{''.join(entries)}</div>"
 
@@ -203,8 +204,8 @@ def _published(result: Result) -> str:
     parts = ["<h2>Published, and ours</h2>"]
     if reference.title:
         parts.append(
-            f"<p>{escape(reference.authors)}: <em>{escape(reference.title)}</em>. {escape(reference.where)} "
-            f"{reference.year or ''}</p>"
+            f"<p>{escape(reference.authors + ': ') if reference.authors else ''}<em>{escape(reference.title)}</em>. "
+            f"{escape(reference.where)} {reference.year or ''}</p>"
         )
     if reference.differs:
         parts.append(f"<p><b>Here it differs:</b> {escape(reference.differs)}</p>")

@@ -7,13 +7,12 @@ import math
 from typing import TypeVar
 
 from gossipml.simulations.axes import linear_ticks, power_ticks, tick_text
-from gossipml.simulations.charts import Chart, Series, Spread
+from gossipml.simulations.charts import COLOURS, Chart, Series, Spread, stroke
 
 T = TypeVar("T")
 
 WIDTH, HEIGHT = 540, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 40
-PALETTE_SIZE = 8
 MOST_POINTS = 300  # of a line: more cannot be seen, and make the file large
 
 
@@ -76,7 +75,7 @@ def draw_spreads(spreads: list[Spread]) -> str:
         parts.append(f"<text x={x:.1f} y={height - 14} text-anchor=middle>{tick_text(tick, True)}</text>")
     for number, each in enumerate(spreads):
         y = row * number + row / 2
-        colour = f"style='stroke:var(--c{each.colour % PALETTE_SIZE})' y1={y} y2={y}"
+        colour = f"style='stroke:var(--c{each.colour % COLOURS})' y1={y} y2={y}"
         name = each.variant if len(each.variant) <= 24 else each.variant[:23] + "…"
         ends = [max(each.least, each.mean - each.deviation), min(each.most, each.mean + each.deviation)]
         said = f"{each.variant}: {each.mean:.1%} ± {each.deviation:.1%}, from {each.least:.1%} to {each.most:.1%}"
@@ -85,22 +84,22 @@ def draw_spreads(spreads: list[Spread]) -> str:
             f"<text class=name x={left - 12} y={y + 4:.1f} text-anchor=end>{html.escape(name)}</text>"
             f"<line {colour} stroke-width=1.5 x1={across(each.least):.1f} x2={across(each.most):.1f} />"
             f"<line {colour} stroke-width=7 opacity=.4 x1={across(ends[0]):.1f} x2={across(ends[1]):.1f} />"
-            f"<circle cx={across(each.mean):.1f} cy={y} r=5 style='fill:var(--c{each.colour % PALETTE_SIZE})' /></g>"
+            f"<circle cx={across(each.mean):.1f} cy={y} r=5 style='fill:var(--c{each.colour % COLOURS})' /></g>"
         )
     return "".join(parts) + "</svg>"
 
 
 def _trace(line: Series, across: _Scale, up: _Scale) -> str:
     path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in _thinned(line.points))
-    dashed = " dashed" if line.baseline else ""
-    return f"<polyline class='trace{dashed}' style='stroke:var(--c{line.colour % PALETTE_SIZE})' points='{path}' />"
+    classes = stroke(line.colour, line.baseline)
+    return f"<polyline class='{classes}' style='stroke:var(--c{line.colour % COLOURS})' points='{path}' />"
 
 
 def _band(line: Series, across: _Scale, up: _Scale) -> str:
     band = _thinned(line.band)
     outline = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
     points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in outline)
-    return f"<polygon class=band style='fill:var(--c{line.colour % PALETTE_SIZE})' points='{points}' />"
+    return f"<polygon class=band style='fill:var(--c{line.colour % COLOURS})' points='{points}' />"
 
 
 def _hits(chart: Chart, line: Series, across: _Scale, up: _Scale) -> str:
@@ -110,7 +109,7 @@ def _hits(chart: Chart, line: Series, across: _Scale, up: _Scale) -> str:
         value = f"{100 * y:.2f} %" if chart.percent else f"{y:.4g}"
         said = html.escape(f"{line.variant}: {value} at {x:.4g} ({chart.x})")
         dots.append(f"<circle class=hit cx={across(x):.1f} cy={up(y):.1f} r=5><title>{said}</title></circle>")
-    return f"<g style='color:var(--c{line.colour % PALETTE_SIZE})'>{''.join(dots)}</g>"
+    return f"<g style='color:var(--c{line.colour % COLOURS})'>{''.join(dots)}</g>"
 
 
 def _thinned(points: list[T], most: int = MOST_POINTS) -> list[T]:

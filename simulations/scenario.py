@@ -272,6 +272,12 @@ class Reference:
     differs: str = ""
     """How our setting differs from theirs, in a sentence."""
 
+    @property
+    def cited(self) -> str:
+        """What is known of authors, title and year."""
+        head = f"{self.authors}: {self.title}" if self.authors else self.title
+        return f"{head}, {self.year}" if self.year else head
+
 
 @dataclass(frozen=True)
 class Figure:

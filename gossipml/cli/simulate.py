@@ -46,8 +46,7 @@ def list_scenarios(as_json: Json = False) -> None:
     table.add_column("peers", justify="right")
     table.add_column("what", overflow="fold")
     for each in scenarios:
-        source = each.reference
-        cited = f" ({source.authors}: {source.title}, {source.year})" if source.title else ""
+        cited = f" ({each.reference.cited})" if each.reference.title else ""
         table.add_row(each.name, str(each.peers), each.description + cited)
     _console().print(table, markup=False)
 
@@ -283,9 +282,7 @@ def _print_result(result: Result, files: list[Path]) -> None:
     if figures := compare_figures(result):
         console.print(figures_table(figures), markup=False)
     if reference.title:
-        console.print(
-            f"published: {reference.authors}: {reference.title}. {reference.where} {reference.year or ''}", markup=False
-        )
+        console.print(f"published: {reference.cited}. {reference.where}", markup=False)
     if reference.differs:
         console.print(f"here it differs: {reference.differs}", markup=False)
     _print_files([result.folder, *files])

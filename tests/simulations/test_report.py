@@ -119,3 +119,20 @@ def test_ticks_are_round_numbers() -> None:
     assert power_ticks(2e-9, 0.5) == pytest.approx([1e-9, 1e-7, 1e-5, 1e-3, 1e-1])
     texts = (tick_text(0.4, True), tick_text(1e-9), tick_text(20000.0), tick_text(0.5))
     assert texts == ("40 %", "10⁻⁹", "20,000", "0.5")
+
+
+def test_more_variants_than_colours_can_be_told_apart(tmp_path: Path) -> None:
+    names = [f"variant {number}" for number in range(9)]
+    scenario = Scenario("many", baselines=("local", "central"), variant=tuple(Variant(name, ()) for name in names))
+    with ResultWriter(tmp_path / "many", scenario, {"when": 0.0, "packages": {}, "cores": 2}) as writer:
+        for variant in (*names, "local", "central"):
+            for round in range(2):
+                writer.add(Row(variant, 1, round, 10.0 * round, 20 * round, 0.5, 0.05, 0.4, 0.6, 0.5))
+            writer.finish((variant, 1))
+    result = load_result(tmp_path / "many")
+    page = render_report(result)
+    legend = page[page.index("<div class=legend>") : page.index("</div>", page.index("<div class=legend>"))]
+    lines = re.findall(r"class='([a-z ]+)' style='stroke:var\((--c\d)\)'", legend)
+    assert len(set(lines)) == len(lines) == 11
+    assert not any(line.band for chart in make_charts(result) for line in chart.series)
+    assert len(write_plots(result, tmp_path)) > 0

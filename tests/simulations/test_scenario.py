@@ -45,6 +45,7 @@ name = "other"
 protocol = "push:2"
 topology.kind = "ring"
 topology.degree = 2
+partition = [{ start = 1.0, end = 2.0, groups = [0.25, 0.75] }]
 """
 
 
