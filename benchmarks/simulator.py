@@ -6,8 +6,9 @@ An update is one merge and one local epoch of one node. Both have the same parts
 nodes, SGD 0.1 without momentum, one push a node and round, plain means, float32. gossipy trains when a message comes
 (on average once a node and round), the population when a round ends. Accuracies are of the same nodes, just after their
 local epochs; time spent on measuring them is in neither figure. Logistic regression takes pixels from 0 to 1, as
-784-100-10 does; the registry's `logistic` standardises each pixel. gossipy runs as it comes, with torch's own number of threads, and once more for a moment with one torch thread,
-with which it is faster; it stops after so many seconds, and accuracies are compared at the round that it came to.
+784-100-10 does; the registry's `logistic` standardises each pixel. gossipy runs as it comes, with torch's own number of
+threads, and once more for a moment with one torch thread, with which it is faster; it stops after so many seconds, and
+accuracies are compared at the round that it came to.
 
 gossipy (`pip install --no-deps gossipy-dfl dill tqdm pandas networkx rich matplotlib pyparsing`) is left out, visibly,
 where it is not installed. It imports torchvision without declaring it, for CIFAR alone: an empty module stands in.
@@ -27,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -96,16 +98,16 @@ def ours(scenario: Scenario, device: str) -> Found:
     spec, data = model_and_data(scenario.model, scenario.data, scenario.train)
     where = device_of(device)
     judge = Judge(spec, data, build_flat(spec, population.NETWORK, where, trains=False)[0], where, Threads(where, 1))
-    population.Trainees = Watched  # type: ignore[misc]  # a class of the module, for this process alone
-    for each in population.run(scenario, SEED, device):
-        if isinstance(each, Row):  # the engine goes on when the next one is asked for
-            updates = each.updates
-            if updates:
-                accuracy[round(each.round)] = statistics.fmean(judge.score(x)[0] for x in Watched.kept)
-            start = time.perf_counter()
-        elif start is not None:
-            seconds += time.perf_counter() - start
-            start = None
+    with mock.patch.object(population, "Trainees", Watched):
+        for each in population.run(scenario, SEED, device):
+            if isinstance(each, Row):  # the engine goes on when the next one is asked for
+                updates = each.updates
+                if updates:
+                    accuracy[round(each.round)] = statistics.fmean(judge.score(x)[0] for x in Watched.kept)
+                start = time.perf_counter()
+            elif start is not None:
+                seconds += time.perf_counter() - start
+                start = None
     rounds = max(accuracy)
     rate = updates / seconds
     return Found(rate, rate * scenario.train.steps * scenario.train.batch, accuracy, rounds)
@@ -292,8 +294,10 @@ def large(folder: Path, source: str, device: str) -> None:
     scenario = replace(scenario_of(MLP if device == "cuda" else LOGISTIC, f"npz:{file}", 10_000, 3))
     found = ours(scenario, device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"\n{NAMES[scenario.model]}, 10,000 peers: {found.updates_per_second:,.0f} updates/s, accuracy after 3 rounds "
-          f"{found.accuracy[3]:.3f}; peak memory of this process {peak:.1f} GiB (aim: it runs on 24 GiB)")  # fmt: skip
+    print(
+        f"\n{NAMES[scenario.model]}, 10,000 peers: {found.updates_per_second:,.0f} updates/s, accuracy after 3 rounds "
+        f"{found.accuracy[3]:.3f}; peak memory of this process {peak:.1f} GiB (aim: it runs on 24 GiB)"
+    )
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from gossipml.errors import UserError
 from gossipml.simulations.charts import COLOURS, colours, is_baseline, make_charts, make_spreads, stroke
 from gossipml.simulations.report_svg import draw_chart, draw_spreads
-from gossipml.simulations.report_topology import draw_topology
+from gossipml.simulations.report_topology import draw_topologies
 from gossipml.simulations.result import Result
 from gossipml.simulations.scenario import Scenario
 from gossipml.simulations.summary import Line, compare_figures, shown, summarise
@@ -117,8 +117,9 @@ def render_report(result: Result) -> str:
         charts += (
             f"<figure><h3>Spread over peers at the end</h3><p class=about>{about}</p>{draw_spreads(spreads)}</figure>"
         )
-    about, picture = draw_topology(scenario)
-    charts += f"<figure><h3>Topology</h3><p class=about>{escape(about)}</p>{picture}</figure>"
+    for names, about, picture in draw_topologies(scenario):
+        of = f"Topology of {names}" if names else "Topology"
+        charts += f"<figure><h3>{escape(of)}</h3><p class=about>{escape(about)}</p>{picture}</figure>"
     body = [
         f"<h1>{escape(scenario.name)}</h1><p class=soft>{escape(scenario.description)}</p>",
         _facts(result, lines),

@@ -9,6 +9,18 @@ from gossipml.simulations.scenario import Scenario
 SIZE = 420
 MOST_PEERS = 400  # beyond, the picture is a grey disc
 MOST_EDGES = 6000
+MOST_PICTURES = 6
+
+
+def draw_topologies(scenario: Scenario) -> list[tuple[str, str, str]]:
+    """Of those variants that differ in it: their names ("" where all have the same), and what `draw_topology` gives."""
+    alike: dict[str, tuple[Scenario, list[str]]] = {}
+    for variant in scenario.variants():
+        if not variant.baseline:
+            key = repr((variant.topology, variant.byzantine.share, variant.late.share, variant.peers))
+            alike.setdefault(key, (variant, []))[1].append(variant.chosen)
+    drawn = list(alike.values())[:MOST_PICTURES]
+    return [(", ".join(names) if len(alike) > 1 else "", *draw_topology(variant)) for variant, names in drawn]
 
 
 def draw_topology(scenario: Scenario) -> tuple[str, str]:
@@ -67,8 +79,9 @@ def _liars(scenario: Scenario) -> list[int]:
 
 
 def _everybody(peers: int, places: list[tuple[float, float]]) -> list[str]:
-    """Every edge where there are few, else some from the first peer, to show that any can be."""
-    pairs = [(a, b) for a in range(peers) for b in range(a)] if peers <= 40 else [(0, b) for b in range(1, peers)]
+    """Every edge where there are few, else as many that look the same from each peer, to show that any can be."""
+    leaps = range(1, peers) if peers <= 40 else [peers * part // 7 for part in (1, 2, 3)]
+    pairs = [(peer, (peer + leap) % peers) for peer in range(peers) for leap in leaps if leap <= peers // 2]
     return [
         f"<line class=edge x1={places[a][0]:.1f} y1={places[a][1]:.1f} x2={places[b][0]:.1f} y2={places[b][1]:.1f} />"
         for a, b in pairs

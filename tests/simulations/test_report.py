@@ -13,7 +13,7 @@ from gossipml.simulations.axes import linear_ticks, power_ticks, tick_text
 from gossipml.simulations.charts import make_charts, make_spreads
 from gossipml.simulations.plots import write_plots
 from gossipml.simulations.report import render_report, write_report
-from gossipml.simulations.report_topology import draw_topology
+from gossipml.simulations.report_topology import draw_topologies, draw_topology
 from gossipml.simulations.result import Result, ResultWriter, Row, load_result, merge_results
 from gossipml.simulations.scenario import TOPOLOGIES, Byzantine, Figure, Reference, Scenario, Topology, Variant
 from gossipml.simulations.summary import compare_figures, summarise
@@ -136,3 +136,17 @@ def test_more_variants_than_colours_can_be_told_apart(tmp_path: Path) -> None:
     assert len(set(lines)) == len(lines) == 11
     assert not any(line.band for chart in make_charts(result) for line in chart.series)
     assert len(write_plots(result, tmp_path)) > 0
+
+
+def test_each_topology_is_drawn_once_with_the_variants_that_have_it() -> None:
+    variants = tuple(
+        Variant(name, (("topology.kind", kind),))
+        for name, kind in (("one", "ring"), ("two", "torus"), ("three", "ring"))
+    )
+    drawn = draw_topologies(Scenario("x", peers=16, baselines=("local",), variant=variants))
+    assert [(names, about) for names, about, _ in drawn] == [
+        ("one, three", "a ring"),
+        ("two", "a torus, each peer with four neighbours"),
+    ]
+    ((names, _, _),) = draw_topologies(Scenario("x", variant=(Variant("a", ()), Variant("b", ()))))
+    assert names == ""
