@@ -21,6 +21,7 @@ import resource
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import types
 from collections.abc import Sequence
@@ -233,7 +234,8 @@ def tell(who: str, found: Found) -> None:
 def products(model: str, chunk: int, threads: int) -> float:
     """FLOP/s of the matrix products alone of that many models at once, on all threads."""
     shapes = LAYERS[model]
-    repeat = 100 if model == LOGISTIC else 20
+    repeat = 200 if model == LOGISTIC else 40
+    ready = threading.Barrier(threads + 1)
 
     def work(_: int) -> None:
         arrays = [
@@ -242,17 +244,27 @@ def products(model: str, chunk: int, threads: int) -> float:
         outs = [
             (torch.empty(chunk, BATCH, o), torch.empty(chunk, i, o), torch.empty(chunk, BATCH, i)) for i, o in shapes
         ]
-        for _ in range(repeat):
+
+        def once() -> None:
             for number, ((x, w, d), (y, g, back)) in enumerate(zip(arrays, outs, strict=True)):
                 torch.bmm(x, w, out=y)
                 torch.bmm(x.transpose(1, 2), d, out=g)
                 if number:
                     torch.bmm(d, w.transpose(1, 2), out=back)
 
-    start = time.perf_counter()
+        once()
+        ready.wait()
+        for _ in range(repeat):
+            once()
+
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(work, range(threads)))
-    return threads * repeat * chunk * BATCH * flop(model) / (time.perf_counter() - start)
+        running = [pool.submit(work, number) for number in range(threads)]
+        ready.wait()
+        start = time.perf_counter()
+        for each in running:
+            each.result()
+        seconds = time.perf_counter() - start
+    return threads * repeat * chunk * BATCH * flop(model) / seconds
 
 
 def flop(model: str) -> int:
@@ -274,7 +286,7 @@ def fraction(scenario: Scenario) -> None:
             start = time.perf_counter()
             trainees.train(peers, steps)
             training.append(work / (time.perf_counter() - start) / 1e9)
-            alone.append(products(scenario.model, 10, threads.count) / 1e9)
+            alone.append(products(scenario.model, trainees.chunk(len(peers)), threads.count) / 1e9)
     share = statistics.median(training) / statistics.median(alone)
     print(
         f"\n{NAMES[scenario.model]}: training {statistics.median(training):.0f} GFLOP/s, its matrix products alone "

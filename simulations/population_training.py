@@ -154,11 +154,7 @@ class Trainees:
         order = sorted(range(len(peers)), key=lambda place: (-batches[place], -steps[place], peers[place]))
         diverged: list[int] = []
         chunks: list[list[tuple[int, int]]] = []
-        room = CHUNK_BYTES if self._device.type == "cpu" else DEVICE_BYTES
-        most = max(1, room // self._bytes_a_peer)
-        # All threads should end together: as many chunks for each, all of one size.
-        shares = self._threads.count * -(-len(peers) // (most * self._threads.count))
-        most = max(1, -(-len(peers) // shares))
+        most = self.chunk(len(peers))
         for place in order:
             peer = peers[place]
             last = chunks[-1][0] if chunks else None
@@ -172,6 +168,13 @@ class Trainees:
         else:
             self._threads.map(lambda chunk: diverged.extend(job(chunk)), chunks)
         return sorted(diverged)
+
+    def chunk(self, peers: int) -> int:
+        """How many of so many peers are trained at once by each thread."""
+        most = max(1, (CHUNK_BYTES if self._device.type == "cpu" else DEVICE_BYTES) // self._bytes_a_peer)
+        # All threads should end together: as many chunks for each, all of one size.
+        chunks = self._threads.count * max(1, -(-peers // (most * self._threads.count)))
+        return max(1, -(-peers // chunks))
 
     def forget_velocity(self, peer: int) -> None:
         if self._velocity is not None:
