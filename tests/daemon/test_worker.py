@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import safetensors.numpy
 import trio
@@ -111,6 +112,24 @@ async def test_training_goes_on_while_everything_else_is_asked() -> None:
             assert asked > 10
             evaluation = await trainer.evaluate()
             assert evaluation is not None and evaluation.accuracy > 0.85
+
+
+async def test_two_processes_train_one_model_as_one_does_and_end_with_the_worker() -> None:
+    found = []
+    with trio.fail_after(START_SECONDS):
+        for workers in (1, 2):
+            config = PeerConfig(device="cpu", threads=workers, workers=workers)
+            async with open_worker(config, NETWORK) as worker:
+                beginning = await worker.snapshot("float32")
+                await worker.train(20)
+                assert (await worker.merge(beginning, "float32", 0.5)).applied
+                await worker.train(20)
+                found.append(parameters(await worker.snapshot("float32")))
+                helpers = psutil.Process(worker.pid).children()
+                assert (worker.info.workers, len(helpers)) == (workers, workers - 1)
+        _, alive = psutil.wait_procs(helpers, timeout=START_SECONDS)
+    assert not alive
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-5)
 
 
 async def test_a_round_brings_its_snapshot() -> None:
