@@ -72,7 +72,7 @@ class StoreConfig:
     """Bytes that the store may take; 0 for as much as the disk has."""
     keep_last: int = 5
     """Versions of each name that are kept beside pinned ones (guess)."""
-    cache: int = 32 << 20
+    cache: int = 64 << 20
     """Bytes of verified pieces in memory: 32 of the largest, a piece for each of many askers."""
     spare: int = 64 << 20
     """Bytes that stay free on the disk for what else the peer writes: states, logs, audit (guess)."""
