@@ -126,7 +126,9 @@ class Lookup:
                 self._cached = None
             candidate.state, candidate.contact = State.ANSWERED, contact
         for other in contacts:
-            self._hear_of(other)
+            candidate = self._candidates.get(other.node)
+            if candidate is None or candidate.contact != other:  # most are told by everybody
+                self._hear_of(other)
 
     def failed(self, contact: NodeContact) -> None:
         """A queried node is silent or could not prove its id; it may have another address."""

@@ -11,13 +11,14 @@ are one letter. A request has `q`, a reply has `a`, with the same number; unknow
 
     0 ping          -                                           -
     1 find          k target                                    n, o contacts
-    2 get           k key, w contacts wanted (0 to 20)          k key, v records, m how many are held,
-                                                                n, o contacts
+    2 get           k key, w contacts wanted (0 to 20),         k key, v records, m how many are held,
+                    maybe j, d: only the part j of d            n, o contacts
     3 store         k key, s record, w contacts wanted          e what became of it (`records.Outcome`),
                                                                 n, o contacts
 
 Contacts are in compact form, as in BEP 5 and BEP 32: `n` holds 26 bytes each (node id, IPv4 address, port),
-`o` holds 38 (IPv6), nearest first. A record is a list, see `records.to_wire`; `v` is a random sample that fits.
+`o` holds 38 (IPv6), nearest first. A record is a list, see `records.to_wire`; `v` is a random sample that fits, of all
+that are held or of one of `d` parts (1 to 64) of about the same length, cut from their list by ascending public key.
 
 Nobody answers an error: what is not understood is dropped and counted.
 """
@@ -41,7 +42,8 @@ CALL_SIZE = 8
 NONCE_SIZE = 16
 PROOF_SIZE = 96
 MAX_CONTACTS = 20  # k; 20 IPv6 contacts are 760 bytes
-REPLY_OVERHEAD = 175  # everything in a `get` reply beside records and contacts
+MAX_PARTS = 64  # of what is held under one key: that are no more records
+GET_ROOM = MAX_BODY - 175  # everything in a `get` reply beside records and contacts takes that
 RECORD_BUDGET = 760  # bytes of records beside contacts in a `get` reply; the rest is for the nearest contacts
 MAX_MEMO = 128  # contacts: what one lookup is told, over and over; 40 kB
 FOUR, SIX = NODE_ID_SIZE + 6, NODE_ID_SIZE + 18  # bytes of a contact with an IPv4 and with an IPv6 address
@@ -80,6 +82,8 @@ class Find:
 class Get:
     key: bytes
     wanted: int = MAX_CONTACTS
+    part: tuple[int, int] | None = None
+    """Which of how many; None for all."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,10 @@ def encode(message: Request | Reply) -> bytes:
                 fields["q"] = 0
             case Find(target):
                 fields |= {"q": 1, "k": target}
-            case Get(key, wanted):
+            case Get(key, wanted, part):
                 fields |= {"q": 2, "k": key, "w": wanted}
+                if part is not None:
+                    fields["j"], fields["d"] = part
             case Store(record, wanted):
                 fields |= {"q": 3, "k": record.key, "s": records.to_wire(record), "w": wanted}
     else:
@@ -238,7 +244,11 @@ def _question(fields: dict[str, codec.Value]) -> Question:
             return Find(codec.get_bytes(fields, "k", size=KEY_SIZE))
         case 2:
             key = codec.get_bytes(fields, "k", size=KEY_SIZE)
-            return Get(key, codec.get_int(fields, "w", high=MAX_CONTACTS))
+            part = None
+            if "d" in fields:
+                parts = codec.get_int(fields, "d", low=1, high=MAX_PARTS)
+                part = (codec.get_int(fields, "j", high=parts - 1), parts)
+            return Get(key, codec.get_int(fields, "w", high=MAX_CONTACTS), part)
         case 3:
             key = codec.get_bytes(fields, "k", size=KEY_SIZE)
             return Store(records.from_wire(key, fields.get("s")), codec.get_int(fields, "w", high=MAX_CONTACTS))

@@ -23,9 +23,9 @@ from gossipml.dht.limits import TokenBuckets
 from gossipml.dht.messages import (
     ANSWER_TO,
     CALL_SIZE,
+    GET_ROOM,
     NONCE_SIZE,
     RECORD_BUDGET,
-    REPLY_OVERHEAD,
     Answer,
     Challenge,
     Find,
@@ -48,7 +48,6 @@ from gossipml.dht.messages import (
 )
 from gossipml.dht.routing import Contact, Networks, Table
 from gossipml.dht.seal import (
-    MAX_BODY,
     SID_SIZE,
     Drop,
     Dropped,
@@ -61,7 +60,7 @@ from gossipml.dht.seal import (
 )
 from gossipml.dht.storage import Storage, Verifier
 from gossipml.errors import RemoteError
-from gossipml.identity import Identity, verify
+from gossipml.identity import Identity, Verify, verify
 from gossipml.ids import Address, NodeId, node_id_of, peer_id_of
 from gossipml.keys import NetworkKeys
 from gossipml.membership import Membership
@@ -155,17 +154,19 @@ class DhtNode:
         rng: random.Random,
         wall: float,
         membership: Membership | None = None,
+        verify: Verify = verify,
     ) -> None:
         self.id = identity.node_id
         self._membership = membership or Membership(keys)
         self._version = 0
         self.networks = Networks(config.excepted_networks)
         self.table = Table(self.id, self.networks, config.k)
-        self.verifier = Verifier(keys.network_id)
+        self.verifier = Verifier(keys.network_id, verify)
         self.storage = Storage(self.id, self.verifier, secrets(16))
         self._identity = identity
         self._config = config
         self._secrets = secrets
+        self._verify = verify
         self._rng = rng
         sid = secrets(SID_SIZE)
         self._sealer = Sealer(keys.datagram_key, sid)
@@ -425,7 +426,7 @@ class DhtNode:
             node = node_id_of(peer_id_of(proof.public_key))
             if pending.node in (None, node):
                 signed = proof_bytes(pending.nonce, self.sid, sid, pending.address)
-                if not verify(proof.public_key, proof.signature, signed):
+                if not self._verify(proof.public_key, proof.signature, signed):
                     return None
         if pending.node not in (None, node) or node == self.id:
             return None
@@ -440,9 +441,9 @@ class DhtNode:
         return Found(packed=self.table.nearest_packed(question.target, self._config.k, exclude=sender))
 
     def _on_get(self, question: Get, sender: NodeId, wall: float) -> Answer:
-        room = MAX_BODY - REPLY_OVERHEAD
+        room = GET_ROOM
         budget = min(room, RECORD_BUDGET) if question.wanted else room
-        found, held = self.storage.sample(question.key, wall, self._rng, budget)
+        found, held = self.storage.sample(question.key, wall, self._rng, budget, question.part)
         packed = self.table.nearest_packed(question.key, question.wanted, exclude=sender)
         room -= sum(record.size for record in found)
         return Got(question.key, tuple(found), held, packed=fit(packed, room))

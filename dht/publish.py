@@ -128,7 +128,7 @@ class Publisher:
         known, pause = 0, LOOK_EVERY[0]
         while True:
             self._changed = trio.Event()
-            now, nodes = clock.now(), self._dht.stats.nodes
+            now, nodes = clock.now(), self._dht.nodes
             pause = LOOK_EVERY[0] if nodes > known else min(2 * pause, LOOK_EVERY[1])
             known = nodes
             allowed, then = min(PUTS_AT_ONCE, allowed + (now - then) * PUTS_PER_SECOND), now
@@ -157,7 +157,7 @@ class Publisher:
                     nursery.start_soon(self._put, item, self._sign(item, seq))
 
     async def _put(self, item: _Published, record: Record) -> None:
-        nodes = item.told = self._dht.stats.nodes
+        nodes = item.told = self._dht.nodes
         async with self._turns:
             stored = await self._dht.put(record)
         interval = item.ttl * REPUBLISH_SHARE

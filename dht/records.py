@@ -19,14 +19,16 @@ from __future__ import annotations
 import enum
 import hashlib
 from dataclasses import dataclass
+from typing import TypeAlias, cast
 
 from gossipml import codec
 from gossipml.errors import RemoteError
-from gossipml.identity import Identity, verify
+from gossipml.identity import Identity, Verify, verify
 from gossipml.ids import PeerId, PublicKey, peer_id_of
 
 KEY_SIZE = 20  # the key space of node ids
 SIGNATURE_SIZE = 64
+LEAST_SIZE = 130  # bytes on the wire of a record without salt and value, at most
 MAX_VALUE = 800  # BEP 44 allows 1,000; with key, signature and seal this still fits one datagram
 MAX_SALT = 64  # BEP 44
 CLOCK_SLACK = 120  # seconds that two clocks may differ, as for datagrams
@@ -88,7 +90,7 @@ class Record:
     @property
     def size(self) -> int:
         """Bytes on the wire, at most."""
-        return 130 + len(self.salt) + len(self.value)
+        return LEAST_SIZE + len(self.salt) + len(self.value)
 
 
 def topic_key(topic: bytes) -> bytes:
@@ -146,7 +148,7 @@ def refused_by_time(record: Record, wall: float) -> Outcome | None:
     return None
 
 
-def is_signed(record: Record, network_id: bytes) -> bool:
+def is_signed(record: Record, network_id: bytes, verify: Verify = verify) -> bool:
     return verify(record.public_key, record.signature, signed_bytes(record, network_id))
 
 
@@ -163,15 +165,19 @@ def to_wire(record: Record) -> codec.Value:
     ]
 
 
+_Fields: TypeAlias = tuple[int, bytes, int, int, bytes, bytes, bytes]
+_FORM = (int, bytes, int, int, bytes, bytes, bytes)  # exactly: a bool is no int
+
+
 def from_wire(key: bytes, item: codec.Value) -> Record:
     """The record in a message, of the right form; RemoteError otherwise. Time and signature are not checked."""
-    match item:
-        case [int(kind), bytes(public_key), int(seq), int(expires), bytes(salt), bytes(value), bytes(signature)]:
-            pass
-        case _:
-            raise RemoteError("a record is a list of kind, public key, seq, expires, salt, value, signature")
-    if isinstance(kind, bool) or isinstance(seq, bool) or isinstance(expires, bool):
-        raise RemoteError("kind, seq and expires of a record are integers")
+    if (
+        not isinstance(item, list) or tuple(map(type, item)) != _FORM
+    ):  # a dozen a datagram: matching takes thrice as long
+        raise RemoteError(
+            "a record is a list of kind, public key, seq, expires, salt, value, signature: integers and bytes"
+        )
+    kind, public_key, seq, expires, salt, value, signature = cast(_Fields, tuple(item))
     if kind not in (Kind.MUTABLE, Kind.ANNOUNCEMENT):
         raise RemoteError(f"no record kind {kind}")
     if len(key) != KEY_SIZE or len(public_key) != 32 or len(signature) != SIGNATURE_SIZE:

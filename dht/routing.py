@@ -210,8 +210,15 @@ class Table(RoutingTable):  # type: ignore[misc]
 
     def nearest_packed(self, target: bytes, count: int, exclude: NodeId) -> tuple[bytes, ...]:
         """The same as they travel, without `exclude`."""
-        near = self._nearest(target, count + 1) if count else []
-        return tuple([held.packed for held in near if held.id != exclude][:count])
+        if not count:
+            return ()
+        near = self._nearest(target, count + 1)
+        packed = [held.packed for held in near]
+        for index, held in enumerate(near):
+            if held.id == exclude:
+                del packed[index]
+                break
+        return tuple(packed[:count])
 
     def _nearest(self, target: bytes, wanted: int) -> list[Contact]:
         ids, contacts = self._sorted()

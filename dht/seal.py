@@ -30,6 +30,7 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -55,8 +56,10 @@ class Form(enum.IntEnum):
     ADDRESS = 3
 
 
-@dataclass(frozen=True)
-class Receiver:
+_FORMS = {form.value: form for form in Form}
+
+
+class Receiver(NamedTuple):
     form: Form
     tag: bytes
 
@@ -185,8 +188,8 @@ class Opener:
     def open(self, datagram: bytes, wall: float) -> Opened | Dropped:
         if not OVERHEAD <= len(datagram) <= MAX_DATAGRAM:
             return Dropped(Drop.SIZE)
-        form = datagram[0]
-        if form not in (Form.SESSION, Form.NODE, Form.ADDRESS):
+        form = _FORMS.get(datagram[0])
+        if form is None:
             return Dropped(Drop.FORM)
         sid = datagram[1 : 1 + SID_SIZE]
         if sid == self._sid:
@@ -204,7 +207,7 @@ class Opener:
         time, now = int.from_bytes(inner[:8], "big"), int(wall * 1000)
         if abs(time - now) > MAX_SKEW_MS:
             return Dropped(Drop.SKEWED, (time - now) / 1000)
-        if form != Form.SESSION and time <= self._start_floor:
+        if form is not Form.SESSION and time <= self._start_floor:
             return Dropped(Drop.BEFORE_START)
         if known is None:
             if time <= self._evicted_floor:
@@ -213,9 +216,9 @@ class Opener:
         session.mark(counter)
         session.newest = max(session.newest, time)
         self._sessions[sid] = self._sessions.pop(sid)  # to the end: the one heard from latest
-        return Opened(sid, Form(form), inner[8:], session.root)
+        return Opened(sid, form, inner[8:], session.root)
 
-    def _under_another_root(self, session: _Session, sid: bytes, datagram: bytes, form: int) -> bytes | None:
+    def _under_another_root(self, session: _Session, sid: bytes, datagram: bytes, form: Form) -> bytes | None:
         for root in self._roots:  # one, but while a token is rotated
             if root != session.root:
                 key = _session_key(root, sid)
@@ -225,13 +228,13 @@ class Opener:
                     return inner
         return None
 
-    def _authentic(self, key: bytes, datagram: bytes, form: int) -> bytes | None:
+    def _authentic(self, key: bytes, datagram: bytes, form: Form) -> bytes | None:
         cipher = ChaCha20Poly1305(key)
         header, sealed = datagram[:HEADER_SIZE], datagram[HEADER_SIZE:]
         nonce = b"\0\0\0\0" + header[-8:]
-        if form == Form.SESSION:
+        if form is Form.SESSION:
             tags: tuple[bytes, ...] = (self._sid,)
-        elif form == Form.NODE:
+        elif form is Form.NODE:
             tags = (self._node,)
         else:
             tags = self._addresses

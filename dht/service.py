@@ -14,16 +14,30 @@ Upkeep: find the network (again) when the table is nearly empty, ping quiet cont
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
 from gossipml.dht.calls import Calls
 from gossipml.dht.config import DhtConfig
 from gossipml.dht.lookup import Lookup
-from gossipml.dht.messages import Answer, Find, Get, Got, NodeContact, Ping, Question, Store, Stored
+from gossipml.dht.messages import (
+    GET_ROOM,
+    MAX_PARTS,
+    Answer,
+    Find,
+    Get,
+    Got,
+    NodeContact,
+    Ping,
+    Question,
+    Store,
+    Stored,
+)
 from gossipml.dht.node import MAX_CHECKS, Action, Answered, Check, DhtNode, DhtStats, Send, Warn
 from gossipml.dht.records import Outcome, Record, refused_by_time
 from gossipml.dht.search import Search
@@ -35,7 +49,8 @@ MAX_OPERATIONS = 16  # lookups and puts at once; more wait
 MAX_KNOWN = 64  # addresses from the token and the last run
 MAX_LOST = 64  # contacts that left the table, to be tried again
 CROWDED = 0.5  # of the distance within which the k nearest of a key are to be expected: ten nodes, and rarely twenty
-FULL_ROUNDS = 4  # each finds nine of ten that were missing; a liar who says that he holds more costs no more
+FULL_ROUNDS = 4  # the first finds most; later ones what was lost, or is not held by all, or is kept back by liars
+USUAL_RECORD = 200  # bytes
 PINGS_PER_UPKEEP = 8  # spreads the pings of a full table over a few minutes
 BOOTSTRAP_PAUSE = (2.0, 60.0)  # seconds between two searches for the network: first, longest
 SELF_LOOKUPS = 3  # with one contact a lookup ends where its first datagrams are lost
@@ -66,6 +81,7 @@ class Dht:
             env.rng,
             env.clock.wall(),
             credentials.membership,
+            env.verify,
         )
         self._local = local
         self._own: tuple[Address, ...] = ()
@@ -91,6 +107,11 @@ class Dht:
     @property
     def k(self) -> int:
         return self._config.k
+
+    @property
+    def nodes(self) -> int:
+        """Proven contacts in the table."""
+        return len(self._node.table)
 
     @property
     def stats(self) -> DhtStats:
@@ -177,18 +198,20 @@ class Dht:
                 stored += self._node.storage.offer(record, self._env.clock.wall()).held
             told = sum(holder.node in outcomes and outcomes[holder.node].held for holder in holders)
             untold = [holder for holder in holders if holder.node not in outcomes]
-            return stored + told + await self._store_at(untold, record, self._config.put_quorum * len(holders) - told)
+            enough = self._config.put_quorum * len(holders) - told
+            return stored + told + (await self._store_at(untold, record, enough) if untold else 0)
 
     async def get(self, key: bytes, *, full: bool = False) -> list[Record]:
         """Verified live records under a key, the greatest of each publisher, in the order of their public keys.
 
-        Ends when a few nodes gave records; with `full`, for lists of many publishers, all nearest nodes are
-        asked, each for another sample, and again while one of them says that it holds more than was found.
+        Ends when a few nodes gave records; with `full`, for lists of many publishers, all nearest nodes are asked, each
+        for a sample. While one of them says that it holds more than was found, each is asked for another part of the
+        list: samples alone would bring the same records over and over.
         """
         best: dict[tuple[int, bytes], Record] = {}
         givers = most = 0
 
-        def take(contact: NodeContact | None, answer: Answer) -> bool:
+        def take(asked: object, answer: Answer) -> bool:
             nonlocal givers, most
             if not isinstance(answer, Got):
                 return False
@@ -198,10 +221,9 @@ class Dht:
             most = max(most, min(answer.held, MAX_RECORDS_PER_KEY))
             return not full and givers >= self._config.get_quorum
 
-        async def ask_again(holder: NodeContact) -> None:
-            answered = await self.call(holder, Get(key, 0))
-            if answered is not None:
-                take(holder, answered.answer)
+        def take_part(part: Question, answer: Answer) -> bool:
+            parts.remove(part)
+            return take(part, answer)
 
         async with self._operations:
             take(None, Got(key, tuple(self._node.storage.get(key, self._env.clock.wall())), 0, ()))
@@ -209,12 +231,13 @@ class Dht:
             reach = self._node.table.reach()
             search = self._search(key, lambda contact: get, take, wide=full, reach=reach)
             await self._run(search)
-            for _ in range(FULL_ROUNDS if full else 0):
+            holders, parts = search.lookup.nearest(), list[Question]()
+            for round in range(FULL_ROUNDS if full and holders else 0):
                 if len(best) >= most:
                     break
-                async with trio.open_nursery() as nursery:
-                    for holder in search.lookup.nearest():
-                        nursery.start_soon(ask_again, holder)
+                parts = parts or _in_parts(key, most, best.values())
+                turn = [(holders[(index + round) % len(holders)], part) for index, part in enumerate(parts)]
+                await self._ask_all(turn, take_part)
         return [best[slot] for slot in sorted(best)]
 
     async def nearest(self, target: bytes) -> list[NodeContact]:
@@ -318,29 +341,43 @@ class Dht:
 
     async def _store_at(self, holders: Sequence[NodeContact], record: Record, enough: float) -> int:
         """Tell the holders; how many took it when more than `enough` have, or all answered. The rest goes on."""
-        over = trio.Event()
-        waiting, acknowledged = len(holders), 0
+        acknowledged = 0
 
-        def done(answered: Answered | None) -> None:
-            nonlocal waiting, acknowledged
-            waiting -= 1
-            if answered is not None and isinstance(answered.answer, Stored):
-                acknowledged += answered.answer.outcome.held
-            if not waiting or acknowledged > enough:
-                over.set()
+        def heard(store: Question, answer: Answer) -> bool:
+            nonlocal acknowledged
+            acknowledged += isinstance(answer, Stored) and answer.outcome.held
+            return acknowledged > enough
 
         store = Store(record)
-        calls = [self._calls.begin(holder, store, done) for holder in holders]
-        waiting -= calls.count(None)
-        if waiting and acknowledged <= enough:
-            try:
-                await over.wait()
-            except trio.Cancelled:
-                for number in calls:
-                    if number is not None:
-                        self._calls.drop(number)
-                raise
+        await self._ask_all([(holder, store) for holder in holders], heard)
         return acknowledged
+
+    async def _ask_all(
+        self, questions: Sequence[tuple[NodeContact, Question]], heard: Callable[[Question, Answer], bool]
+    ) -> None:
+        """Ask all at once; return when all have answered or failed, or `heard` says that it is enough.
+
+        The rest goes on; what is under way when this is cancelled is dropped.
+        """
+        over = trio.Event()
+        waiting = len(questions)
+
+        def done(question: Question, answered: Answered | None) -> None:
+            nonlocal waiting
+            waiting -= 1
+            if (answered is not None and heard(question, answered.answer)) or not waiting:
+                over.set()
+
+        calls = [self._calls.begin(to, question, partial(done, question)) for to, question in questions]
+        waiting -= calls.count(None)
+        try:
+            if waiting:
+                await over.wait()
+        except trio.Cancelled:
+            for number in calls:
+                if number is not None:
+                    self._calls.drop(number)
+            raise
 
     def _is_good(self, record: Record) -> bool:
         return refused_by_time(record, self._env.clock.wall()) is None and self._node.verifier.is_genuine(record)
@@ -412,6 +449,13 @@ class Dht:
         self._lost.move_to_end(contact)
         if len(self._lost) > MAX_LOST:
             self._lost.popitem(last=False)
+
+
+def _in_parts(key: bytes, held: int, known: Collection[Record]) -> list[Question]:
+    """Questions for all that a holder has under a key, each for about as much as fits an answer."""
+    size = sum(record.size for record in known) / len(known) if known else USUAL_RECORD
+    parts = min(MAX_PARTS, math.ceil(held / max(1, GET_ROOM // size)))
+    return [Get(key, 0, (index, parts)) for index in range(parts)]
 
 
 def _keep_greatest(best: dict[tuple[int, bytes], Record], records: Iterable[Record]) -> None:

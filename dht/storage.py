@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gossipml.dht.records import Outcome, Record, is_signed, refused_by_time
+from gossipml.dht.records import LEAST_SIZE, Outcome, Record, is_signed, refused_by_time
+from gossipml.identity import Verify, verify
 from gossipml.ids import NodeId, PeerId
 
 if TYPE_CHECKING:
@@ -34,8 +36,9 @@ MAX_VERIFIED = 4096  # records remembered as verified: a full get of a long list
 class Verifier:
     """Checks signatures, each record only once while it is remembered."""
 
-    def __init__(self, network_id: bytes) -> None:
+    def __init__(self, network_id: bytes, verify: Verify = verify) -> None:
         self._network_id = network_id
+        self._verify = verify
         self._verified: OrderedDict[Record, None] = OrderedDict()
         self.checks = 0
         self.is_revoked: Callable[[PeerId], bool] | None = None
@@ -48,7 +51,7 @@ class Verifier:
             self._verified.move_to_end(record)
             return True
         self.checks += 1
-        if not is_signed(record, self._network_id):
+        if not is_signed(record, self._network_id, self._verify):
             return False
         self._verified[record] = None
         if len(self._verified) > MAX_VERIFIED:
@@ -62,6 +65,7 @@ class Storage:
         self._verifier = verifier
         self._secret = secret
         self._records: dict[bytes, dict[tuple[int, bytes], Record]] = {}
+        self._first_expiry: dict[bytes, float] = {}  # by key: when the first of its records may expire
         self._of: Counter[bytes] = Counter()  # records by public key
         self._by_distance: list[tuple[int, bytes]] = []  # sorted: the farthest key is last
         self._unswept: list[bytes] = []
@@ -96,13 +100,24 @@ class Storage:
         self._expire(key, wall)
         return list(self._records.get(key, {}).values())
 
-    def sample(self, key: bytes, wall: float, rng: random.Random, budget: int) -> tuple[list[Record], int]:
-        """Records of a key in random order, as many as fit in `budget` bytes on the wire; and how many there are."""
+    def sample(
+        self, key: bytes, wall: float, rng: random.Random, budget: int, part: tuple[int, int] | None = None
+    ) -> tuple[list[Record], int]:
+        """Records of a key in random order, as many as fit in `budget` bytes on the wire; and how many there are.
+
+        `part`: only which of how many parts. Two holders of nearly the same records cut them at nearly the same places.
+        """
         records = self.get(key, wall)
         total = len(records)
-        rng.shuffle(records)
+        if part is not None:
+            index, parts = part
+            records.sort(key=lambda record: record.public_key)
+            records = records[index * total // parts : (index + 1) * total // parts]
         chosen = []
-        for record in records:
+        while records and budget >= LEAST_SIZE:
+            index = int(rng.random() * len(records))
+            record, records[index] = records[index], records[-1]
+            records.pop()
             if record.size <= budget:
                 budget -= record.size
                 chosen.append(record)
@@ -157,6 +172,7 @@ class Storage:
         elif len(slots) >= MAX_RECORDS_PER_KEY:
             self._forget(slots, max(slots, key=self._rank))
         slots[record.slot] = record
+        self._first_expiry[record.key] = min(record.expires, self._first_expiry.get(record.key, record.expires))
         self._of[record.public_key] += 1
         self.count += 1
         self.bytes += record.size + RECORD_COST
@@ -175,16 +191,19 @@ class Storage:
             del self._of[gone.public_key]
 
     def _expire(self, key: bytes, wall: float) -> None:
-        slots = self._records.get(key)
-        if slots is None:
+        if self._first_expiry.get(key, math.inf) > wall:
             return
+        slots = self._records[key]
         for slot in [slot for slot, record in slots.items() if record.expires <= wall]:
             self._forget(slots, slot)
-        if not slots:
+        if slots:
+            self._first_expiry[key] = min(record.expires for record in slots.values())
+        else:
             self._drop_key(key)
 
     def _drop_key(self, key: bytes) -> None:
         slots = self._records.pop(key)
+        del self._first_expiry[key]
         for slot in list(slots):
             self._forget(slots, slot)
         index = bisect.bisect_left(self._by_distance, (self._distance(key), key))

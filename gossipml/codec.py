@@ -51,12 +51,14 @@ def unpack(data: bytes | bytearray | memoryview, *, limit: int) -> Value:
 
 
 _PLAIN = frozenset((type(None), bool, int, str, bytes))
+_TEXT = frozenset((str,))
 
 
 def _canonical(value: object, depth: int) -> object:
     """The value itself, or with its keys in order; ValueError or TypeError when it has no canonical form."""
+    # The quick ways first, and no call for a plain item: headers are packed and unpacked for every message.
     kind = type(value)
-    if kind in _PLAIN:  # the quick ways first: headers are packed and unpacked for every message
+    if kind in _PLAIN:
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -64,18 +66,21 @@ def _canonical(value: object, depth: int) -> object:
         return value
     if depth == 0:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    depth -= 1
     if isinstance(value, dict):
-        keys = list(value)
-        if any(type(key) is not str for key in keys):
+        if not _TEXT.issuperset(map(type, value)):
             raise ValueError("map keys must be text")
-        ordered = sorted(keys)
-        if ordered == keys and _PLAIN.issuperset(map(type, value.values())):
+        ordered = sorted(value)
+        if _PLAIN.issuperset(map(type, value.values())):
+            return value if ordered == list(value) else {key: value[key] for key in ordered}
+        nested = {key: _canonical(item, depth) for key, item in value.items() if type(item) not in _PLAIN}
+        if ordered == list(value) and all(item is value[key] for key, item in nested.items()):
             return value
-        return {key: _canonical(value[key], depth - 1) for key in ordered}
+        return {key: nested[key] if key in nested else value[key] for key in ordered}
     if isinstance(value, list | tuple):
-        if kind is list and _PLAIN.issuperset(map(type, value)):
-            return value
-        return [_canonical(item, depth - 1) for item in value]
+        if _PLAIN.issuperset(map(type, value)):
+            return value if kind is list else list(value)
+        return [item if type(item) in _PLAIN else _canonical(item, depth) for item in value]
     if isinstance(value, int | str | bytes):
         return value
     raise TypeError(f"cannot encode {kind.__name__}")

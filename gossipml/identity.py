@@ -5,8 +5,10 @@ Signatures are made and checked by libsodium, in half of OpenSSL's time: docs/de
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nacl.bindings import crypto_sign, crypto_sign_BYTES, crypto_sign_open, crypto_sign_PUBLICKEYBYTES
@@ -16,6 +18,9 @@ from gossipml.errors import UserError
 from gossipml.ids import NodeId, PeerId, PublicKey, node_id_of, peer_id_of
 
 SEED_SIZE = 32
+
+Verify: TypeAlias = "Callable[[PublicKey, bytes, bytes], bool]"
+"""What `verify` is."""
 
 
 @dataclass(frozen=True, repr=False)

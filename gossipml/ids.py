@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import ipaddress
 from typing import NamedTuple, NewType
@@ -62,7 +63,7 @@ class Address(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        return ipaddress.ip_address(self.host).is_loopback
+        return _is_loopback(self.host)
 
 
 def checked_address(host: object, port: object) -> Address:
@@ -73,10 +74,22 @@ def checked_address(host: object, port: object) -> Address:
         raise ValueError(f"port {port} is not between 1 and 65535")
     if len(host) > 45:  # the longest IPv6 literal
         raise ValueError("host is too long for an IP literal")
+    return Address(_reachable(host), port)
+
+
+# What peers tell over and over; parsing a literal costs as much as opening a datagram.
+@functools.lru_cache(4096)
+def _reachable(host: str) -> str:
+    """The IP literal in its shortest form."""
     ip = ipaddress.ip_address(host)
     if ip.is_unspecified or ip.is_multicast:
         raise ValueError(f"nobody can be reached at {host}")
-    return Address(str(ip), port)
+    return str(ip)
+
+
+@functools.lru_cache(4096)
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback
 
 
 def parse_address(text: str, *, what: str = "address") -> Address:

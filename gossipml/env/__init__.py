@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar, TypeVarTuple
 import trio
 
 from gossipml.env.lan import Beacons
-from gossipml.identity import Identity
+from gossipml.identity import Identity, Verify, verify
 from gossipml.ids import Address, PeerId
 from gossipml.keys import NetworkKeys
 from gossipml.membership import Membership
@@ -214,6 +214,8 @@ class Env:
     net: Net
     disk: Disk
     compute: Compute
+    verify: Verify = verify
+    """Checks a signature; a simulation checks the same one once for all of its peers."""
 
 
 async def sleep_until(clock: Clock, deadline: float) -> None:

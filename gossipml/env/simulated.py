@@ -13,6 +13,7 @@ sets of text or bytes. Threads have no place here: computation runs inline and i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections import deque
@@ -29,6 +30,7 @@ from gossipml.env.simulated_net import Machine, Network, Process
 from gossipml.env.simulated_sockets import SimulatedNet
 from gossipml.env.virtual_time import VirtualTime, deterministic
 from gossipml.errors import LocalError
+from gossipml.identity import verify
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -38,6 +40,7 @@ TraceEntry = tuple[float, str, str, str, int, int]
 
 TRACE_ENTRIES = 20_000  # the latest ones are kept for people; the digest covers all
 EPOCH = 1_700_000_000.0  # the wall clock when virtual time is 0
+MAX_VERIFIED = 1 << 14  # signatures remembered: those of the records of a hundred peers; 10 MB
 
 
 def run_simulation(scenario: Callable[[World], Awaitable[T]], seed: int, *, link: Link | None = None) -> T:
@@ -59,6 +62,7 @@ class World:
         self.events = 0
         """How many trace entries there were, with those forgotten."""
         self._hash = hashlib.sha256()
+        self._verify = functools.lru_cache(MAX_VERIFIED)(verify)  # of a pure function: what it says is the same
         self._time = VirtualTime()
         self._network = Network(self._time, self.rng("network"), self._record, link or Link())
 
@@ -81,6 +85,7 @@ class World:
             net=SimulatedNet(self._network, process),
             disk=machine.disk.mount(lambda: process.alive),
             compute=_Compute(),
+            verify=self._verify,
         )
 
     def host(self, name: str) -> str:

@@ -67,6 +67,7 @@ MESSAGES: list[Request | Reply] = [
     *(Reply(CALL, None, Stored(outcome)) for outcome in Outcome),
     Request(CALL, SENDER, Challenge(b"n" * 16, V6), Store(record(value=bytes(LARGEST)), 20)),
     Reply(CALL, PROOF, Stored(Outcome.STORED, contacts(20, V6))),
+    Request(CALL, SENDER, None, Get(KEY, 0, (12, 13))),
 ]
 
 
@@ -81,11 +82,17 @@ def test_a_message_survives_the_wire_and_fits_one_datagram(message: Request | Re
     assert decode(body) == message
 
 
+@pytest.mark.parametrize("part", [{"d": 0, "j": 0}, {"d": 13, "j": 13}, {"d": 65, "j": 0}, {"d": 13}])
+def test_a_part_that_cannot_be_is_refused(part: dict[str, int]) -> None:
+    with pytest.raises(RemoteError):
+        decode(codec.pack({"r": CALL, "i": SENDER, "q": 2, "k": KEY, "w": 0} | part))
+
+
 @pytest.mark.parametrize("address", [V4, V6])
 @pytest.mark.parametrize("size", [0, 60, 200, LARGEST])
 def test_the_fullest_get_reply_fits_one_datagram(address: Address, size: int) -> None:
     one = record(value=bytes(size))
-    room = MAX_BODY - messages.REPLY_OVERHEAD
+    room = messages.GET_ROOM
     many = tuple(one for _ in range(min(messages.MAX_CONTACTS, room // one.size)))
     fitting = messages.fit(packed(contacts(20, address)), room - sum(r.size for r in many))
     assert len(encode(Reply(CALL, PROOF, Got(KEY, many, BIG, packed=fitting)))) <= MAX_BODY
@@ -168,7 +175,7 @@ def test_a_message_without_one_of_its_fields_is_refused_or_is_another_message(me
             assert decode(codec.pack(rest)) != message
         except RemoteError:
             continue
-        assert name in ("c", "t", "p", "n", "o")  # the optional ones
+        assert name in ("c", "t", "p", "n", "o", "d")  # the optional ones
 
 
 def test_unknown_fields_are_ignored_so_that_newer_peers_may_add_some() -> None:

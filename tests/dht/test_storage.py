@@ -39,6 +39,18 @@ def store(verifier: Verifier) -> Storage:
     return Storage(OWN, verifier, b"s" * 16)
 
 
+def test_the_parts_of_a_list_are_all_of_it_and_have_nothing_in_common(store: Storage) -> None:
+    held = [announcement(owner) for owner in range(1, 51)]
+    for record in held:
+        store.offer(record, WALL)
+    found = []
+    for index in range(9):
+        part, total = store.sample(KEY, WALL, random.Random(index), 10_000, (index, 9))
+        assert total == 50 and len(part) in (5, 6)
+        found += part
+    assert sorted(found, key=lambda record: record.public_key) == sorted(held, key=lambda record: record.public_key)
+
+
 def test_of_ten_thousand_bad_records_none_is_accepted(store: Storage) -> None:
     rng = random.Random(1)
     newest = announcement(seq=100)
