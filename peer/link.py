@@ -29,6 +29,7 @@ from gossipml.peer.wire import Body, Decoder, Goodbye, Hello, Message, Pong, Pro
 
 log = logging.getLogger("gossipml.peer")
 
+READ_AHEAD = 4096  # bytes: most headers, and the bodies of tiny models with them
 HEARD_SECONDS = 0.2  # how exactly it is known when a peer was last heard; its failure takes seconds to be believed
 
 
@@ -144,6 +145,8 @@ class Link:
         self._wake = trio.Event()
         self._scope: trio.CancelScope | None = None
         self._finishing = False
+        self._buffer = memoryview(bytearray(READ_AHEAD))
+        self._ahead = self._buffer[:0]  # received and not yet given to the decoder
         self._in_frame = False  # a frame is partly sent: nothing else can be said any more
 
     @property
@@ -228,18 +231,34 @@ class Link:
 
     async def _next(self, decoder: Decoder) -> Message | Body | None:
         """The next message or body; None at an orderly end of the stream."""
-        if decoder.between_frames:
-            event = self._count(decoder, await self.stream.receive_into(decoder.target()))
+        while decoder.between_frames or self._ahead:
+            event = self._count(decoder, await self._receive(decoder))
             if event is not None or decoder.between_frames:
                 return event
         now = trio.current_time()
         body_ends = now + self._body_seconds(self._receiving)
         with trio.fail_at(min(now + self._config.stall, body_ends)) as scope:  # moved on with each piece
             while True:
-                event = self._count(decoder, await self.stream.receive_into(decoder.target()))
+                event = self._count(decoder, await self._receive(decoder))
                 if event is not None:
                     return event
                 scope.deadline = min(trio.current_time() + self._config.stall, body_ends)
+
+    async def _receive(self, decoder: Decoder) -> int:
+        """Put bytes where the decoder wants them; how many, 0 at the end.
+
+        A small message is received whole, with what follows it, instead of its length first; a body in its place.
+        """
+        target = decoder.target()
+        if not self._ahead:
+            if len(target) >= READ_AHEAD:
+                return await self.stream.receive_into(target)
+            count = await self.stream.receive_into(self._buffer)
+            self._ahead = self._buffer[:count]
+        count = min(len(target), len(self._ahead))
+        target[:count] = self._ahead[:count]
+        self._ahead = self._ahead[count:]
+        return count
 
     def _count(self, decoder: Decoder, count: int) -> Message | Body | None:
         """What `count` received bytes completed."""
@@ -252,10 +271,11 @@ class Link:
         if now - self.heard_at > HEARD_SECONDS or decoder.between_frames:
             self.heard_at = now
             self._owner.on_heard(self)
-        if self._receiving is not None and now - self._said_at > self._config.beat:
+        event = decoder.received(count)
+        if event is None and self._receiving is not None and now - self._said_at > self._config.beat:
             self._said_at = now
             self.post(Pong(0))
-        return decoder.received(count)
+        return event
 
     def _received(self, message: Message, decoder: Decoder) -> None:
         self._act(self.session.handle(s.Received(message), self._clock.now()))

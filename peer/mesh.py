@@ -855,6 +855,6 @@ def _within_reach(link: Link, contact: Contact) -> Contact:
 
     Nobody far away makes us knock at the services of our own machine.
     """
-    if link.stream.remote.is_loopback:
+    if link.stream.remote.is_loopback or not any(address.is_loopback for address in contact.addresses):
         return contact
     return contact._replace(addresses=tuple(a for a in contact.addresses if not a.is_loopback))

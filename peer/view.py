@@ -122,11 +122,13 @@ class View:
                     new.append(contact.peer)
                 continue
             known = entry.contact
+            fresh = any(address not in known.addresses for address in contact.addresses)
+            if entry.proven and not fresh and not entry.failures:
+                continue
             if entry.failures:  # where we look, it is not: try the news first
                 addresses = (*contact.addresses, *known.addresses)
             else:
                 addresses = (*known.addresses, *contact.addresses)
-            fresh = any(address not in known.addresses for address in contact.addresses)
             entry.contact = known._replace(addresses=_distinct(addresses))
             if not entry.proven:
                 entry.contact = entry.contact._replace(model=contact.model, name=contact.name)
@@ -227,6 +229,8 @@ class View:
 
     def to_dial(self, k: int, model: str, now: float) -> list[PeerId]:
         """At most k unconnected peers worth a dial: those of our model first, within that at random."""
+        if k <= 0:
+            return []
         fit = [e for e in self._entries.values() if not e.connected and self._dialable(e, now)]
         same = [e.contact.peer for e in fit if model and e.contact.model == model]
         rest = [e.contact.peer for e in fit if not (model and e.contact.model == model)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import trio
 import trio.testing
 
 from gossipml.env import GOSSIP
 from gossipml.ids import Address, PeerId
 from gossipml.peer import session as s
-from gossipml.peer.link import Link, LinkConfig, Parcel, Traffic
+from gossipml.peer.link import READ_AHEAD, Link, LinkConfig, Parcel, Traffic
 from gossipml.peer.wire import Goodbye, Hello, HelloReply, Message, Ping, Pong, Profile, Update, decode_header, encode
 
 from .peers import make_profile, make_update, peer_id
@@ -232,6 +233,38 @@ async def test_a_slow_body_is_answered_with_signs_of_life(autojump_clock: trio.t
         stream.put(b"x")
         await trio.testing.wait_all_tasks_blocked()
         assert notes.bodies == [b"x" * 20]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_body_that_comes_at_once_is_answered_by_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        _, stream, notes = await opened(nursery, LinkConfig(beat=2.5))
+        await trio.sleep(5)
+        stream.put(encode(make_update()) + bytes(32))
+        await trio.testing.wait_all_tasks_blocked()
+        assert notes.bodies == [bytes(32)]
+        assert stream.sent() == []
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("size", [1, 3, 50, READ_AHEAD - 1, READ_AHEAD, 1 << 20])
+async def test_however_the_bytes_come_messages_and_bodies_are_the_same(
+    size: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    small, large = bytes(range(32)), bytes(range(250)) * 50
+    said = (
+        encode(Ping(1))
+        + encode(make_update()) + small
+        + encode(make_update(size=len(large) // 4)) + large
+        + encode(Ping(2)) + encode(Ping(3))
+    )  # fmt: skip
+    async with trio.open_nursery() as nursery:
+        _, stream, notes = await opened(nursery)
+        for start in range(0, len(said), size):
+            stream.put(said[start : start + size])
+            await trio.testing.wait_all_tasks_blocked()
+        assert notes.bodies == [small, large]
+        assert stream.sent() == [Pong(1), Pong(2), Pong(3)]
         nursery.cancel_scope.cancel()
 
 
