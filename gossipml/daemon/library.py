@@ -45,7 +45,7 @@ ENDED_SECONDS = 60.0  # how long a download that ended is still told of
 RETRY_SECONDS = 30.0  # before an unfinished version that nobody gave is tried again
 RESERVE = 1 << 30  # bytes of the disk that are left free when holding for others
 NEWCOMER_SECONDS = 3.0  # for meeting others after the start; a network that is there answers in milliseconds
-HEAD_PAUSE = 0.3  # seconds between looks for a head by a peer that has just met the first others
+HEAD_PAUSE = 0.3  # seconds until a peer that has just met the first others looks for a head again; doubled each time
 
 
 @dataclass(frozen=True)
@@ -218,8 +218,10 @@ class Library:
             await self._meet_others()
         with trio.move_on_after(NEWCOMER_SECONDS):
             # Who has just met the first others may not see far yet; after that one look is enough.
+            pause = HEAD_PAUSE
             while (found := await self.latest(name)) is None and trio.current_time() < self._begun + NEWCOMER_SECONDS:
-                await trio.sleep(HEAD_PAUSE)
+                await trio.sleep(pause)
+                pause *= 2
             head = found
         if head is None or head.spec.hex() not in ("", digest):
             return None

@@ -25,8 +25,10 @@ from gossipml.daemon.pausing import Observe, Pausing
 from gossipml.daemon.replication import Replication, ReplicationConfig
 from gossipml.daemon.shelf import LibraryShelf
 from gossipml.daemon.supervisor import Supervisor
+from gossipml.dht.catalogue import TTL as HELD_SECONDS
 from gossipml.dht.catalogue import Catalogue
 from gossipml.dht.config import DhtConfig
+from gossipml.dht.directory import TTL as HERE_SECONDS
 from gossipml.dht.directory import Announcement, Directory
 from gossipml.dht.service import Dht
 from gossipml.env import SWARM, Credentials, Env, Listener, write_atomic
@@ -70,6 +72,10 @@ class NodeConfig:
     replication: ReplicationConfig = field(default_factory=ReplicationConfig)
     look_seconds: tuple[float, float] = (1.0, 300.0)
     """Between looks into the directory: while alone, and later (guess)."""
+    here_seconds: float = HERE_SECONDS
+    """How long a peer that was killed stays listed as a member; what it says is repeated three times in this time."""
+    held_seconds: float = HELD_SECONDS
+    """The same of what it holds."""
     watch_seconds: float = 2.0
     """Between looks for orders in the home: a person waits for it; a look into an empty folder costs 50 us."""
     lan: bool = False
@@ -150,8 +156,9 @@ class Node:
         async with self._sockets() as listener:
             first = self.config.first_contacts
             saved = await load_contacts(self.env.disk)
-            self._directory = directory = Directory(self.env, self.dht, self.credentials)
-            catalogue = Catalogue(self.env, self.dht, directory.publisher, self.credentials)
+            self._directory = directory = Directory(self.env, self.dht, self.credentials, ttl=self.config.here_seconds)
+            held = self.config.held_seconds
+            catalogue = Catalogue(self.env, self.dht, directory.publisher, self.credentials, ttl=held)
             swarm = self._swarm(store, catalogue)
             self._mesh = Mesh(
                 self.env, self.credentials, self._profile(), listener, gossip=self.gossip, config=self.config.mesh,
@@ -191,7 +198,7 @@ class Node:
         own = credentials.identity.peer_id
         self._replication = Replication(
             env, own, library, config.replication,
-            members=self._members, refresh=self.directory.members, is_lost=self._is_lost,
+            members=self._members, refresh=self.directory.members, is_lost=self._is_lost, is_met=self._is_met,
         )  # fmt: skip
         return swarm
 
@@ -251,6 +258,10 @@ class Node:
     def _is_lost(self, peer: PeerId) -> bool:
         entry = self.view.get(peer)
         return entry is not None and not entry.connected and entry.failures > 0
+
+    def _is_met(self, peer: PeerId) -> bool:
+        entry = self.view.get(peer)
+        return entry is not None and entry.connected
 
     def _blame(self, peer: PeerId, reason: str) -> None:
         """A peer broke the rules of the swarm: that counts as a strike in gossip, too."""

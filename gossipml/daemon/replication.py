@@ -1,10 +1,11 @@
 """How many live replicas each version has, and mending what is lost.
 
-Every holder of a version looks, from time to time, who else holds it: those whom the DHT lists are asked themselves,
-all their versions in one question, so that the listed dead do not count. When fewer than R answer (or fewer than
-there are peers), members that do not hold it yet are asked to, in the order of rendezvous hashing by the name (Thaler
-and Ravishankar 1998): so all versions of a name gather on one holder set (THREATS.md: pieces placed independently are
-lost sooner). The first two of the live holders by that order ask at once; the others only when nothing has helped.
+Every holder of a version looks, from time to time, who else holds it: those whom the DHT lists, if they live. With
+whom we have a session lives; the others are asked themselves, all their versions in one question. When fewer than R
+do (or fewer than there are peers), members that do not hold it yet are asked to, in the order of rendezvous hashing by
+the name (Thaler and Ravishankar 1998): so all versions of a name gather on one holder set (THREATS.md: pieces placed
+independently are lost sooner). The first two of the live holders by that order ask at once; the others only when
+nothing has helped.
 
 Replicated are the newest versions of each name that this peer keeps, and pinned ones. The same look fetches the
 latest version of the model that this peer trains or serves.
@@ -64,9 +65,11 @@ class Replication:
         members: Callable[[], list[Contact]],
         refresh: Callable[[], Awaitable[object]],
         is_lost: Callable[[PeerId], bool],
+        is_met: Callable[[PeerId], bool],
     ) -> None:
         """`members`: the other peers of the network that can be reached, as far as they are known; `refresh` asks
-        the network who they are; `is_lost`: whether a peer has failed to answer since we last met it."""
+        the network who they are; `is_lost`: whether a peer has failed to answer since we last met it; `is_met`:
+        whether there is a session with it now."""
         self.config = config
         self.live: dict[bytes, list[Contact]] = {}
         """By version: the other peers that said so, at the last count."""
@@ -76,6 +79,7 @@ class Replication:
         self._members = members
         self._refresh = refresh
         self._is_lost = is_lost
+        self._is_met = is_met
         self._counted_for = 0
         self._poked = trio.Event()
         library.on_publish = self.poke
@@ -142,13 +146,17 @@ class Replication:
         return False
 
     async def holders(self, versions: list[Manifest]) -> dict[bytes, list[Contact]]:
-        """Who of the others holds each version whole: those that the DHT lists, asked themselves."""
+        """Who of the others holds each version whole: those that say so in the DHT and live, or say so now."""
         asked: dict[PeerId, tuple[Contact, list[Manifest]]] = {}
-        for version in versions:
-            for contact in await self.library.catalogue.providers(version.version):
-                if contact.peer != self._own:
-                    asked.setdefault(contact.peer, (contact, []))[1].append(version)
         live: dict[bytes, list[Contact]] = {version.version: [] for version in versions}
+        for version in versions:
+            for provider in await self.library.catalogue.replicas(version.version):
+                contact = provider.contact
+                # A hundred holders that ask each other are ten thousand handshakes; most have a session anyway.
+                if provider.complete and self._is_met(contact.peer):
+                    live[version.version].append(contact)
+                else:
+                    asked.setdefault(contact.peer, (contact, []))[1].append(version)
         limiter = trio.CapacityLimiter(ASKED_AT_ONCE)
 
         async def ask(contact: Contact, listed: list[Manifest]) -> None:

@@ -18,9 +18,10 @@ from gossipml.daemon.node import Node
 from gossipml.daemon.releases import ReleaseConfig
 from gossipml.daemon.replication import ReplicationConfig, rendezvous
 from gossipml.env.simulated import World, run_simulation
-from gossipml.errors import UserError
-from gossipml.ids import PeerId
+from gossipml.errors import RemoteError, UserError
+from gossipml.ids import Contact, PeerId
 from gossipml.models.manifest import Manifest
+from gossipml.peer.swarm import Swarm
 from gossipml.simulations.cluster import Cluster
 
 QUICK = LearnerConfig(
@@ -149,6 +150,27 @@ def test_a_version_gets_as_many_replicas_as_are_wanted_and_gets_them_again() -> 
         assert len(holders(cluster, version)) == len(left) + 2, "who comes back has not lost anything"
 
     play(scenario, peers=8, config=CALM)
+
+
+def test_whom_we_have_a_session_with_need_not_be_asked_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World, cluster: Cluster) -> None:
+        version = await publish(cluster, 0, "model", 1.0)
+        await trio.sleep(90)
+        assert len(holders(cluster, version)) == 3
+        asked: list[Contact] = []
+
+        async def holds(self: Swarm, contact: Contact, versions: list[bytes]) -> list[bool]:
+            asked.append(contact)
+            raise RemoteError("it does not answer")
+
+        monkeypatch.setattr(Swarm, "holds", holds)
+        live = await node(cluster, 0).replication.holders([version])
+        assert len(live[version.version]) == 2 and not asked, "all four have met"
+        monkeypatch.setattr(node(cluster, 0).replication, "_is_met", lambda peer: False)
+        live = await node(cluster, 0).replication.holders([version])
+        assert live == {version.version: []} and len(asked) == 2
+
+    play(scenario, peers=4, config=CALM)
 
 
 def test_all_versions_of_a_name_gather_on_one_holder_set() -> None:
