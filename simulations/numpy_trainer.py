@@ -231,24 +231,29 @@ class NumpyTrainer:
 
     def _steps(self, steps: int) -> float:
         """Mean loss of that many optimiser steps."""
-        return sum(self._step() for _ in range(steps)) / steps
+        batches = self._rng.integers(0, len(self._points.targets), (steps, self._descent.batch))
+        inputs, targets = self._points.inputs[batches], self._points.targets[batches]  # (steps, batch, ...)
+        chosen = [self._step(*batch) for batch in zip(inputs, targets, strict=True)]
+        return float(-np.log(np.array(chosen) + 1e-12).mean())
 
-    def _step(self) -> float:
+    def _step(self, inputs: Vector, targets: NDArray[np.int64]) -> Vector:
+        """What the model gave, before the step, to the right class of each sample."""
         descent, weights, velocity = self._descent, self._x.reshape(self._shape), self._velocity  # views
-        batch = self._rng.integers(0, len(self._points.targets), descent.batch)
-        inputs, targets = self._points.inputs[batch], self._points.targets[batch]
-        scores = self._scores(inputs)
-        gradient = _softmax(scores)  # (batch, classes)
-        chosen = gradient[np.arange(len(targets)), targets]
-        gradient[np.arange(len(targets)), targets] -= 1
+        gradient = _softmax(inputs @ weights[:-1] + weights[-1])  # (batch, classes)
+        right = np.arange(len(targets)), targets
+        chosen: Vector = gradient[right]
+        gradient[right] -= 1
         gradient /= descent.batch
-        velocity *= descent.momentum
+        if descent.momentum:
+            velocity *= descent.momentum
+        else:
+            velocity[:] = 0
         if descent.weight_decay:
             velocity += np.float32(descent.weight_decay) * weights
         velocity[:-1] += inputs.T @ gradient
         velocity[-1] += gradient.sum(0)
         weights -= np.float32(descent.rate) * velocity
-        return float(-np.log(chosen + 1e-12).mean())
+        return chosen
 
     def _scores(self, inputs: Vector, x: Vector | None = None) -> Vector:
         weights = (self._x if x is None else x).reshape(self._shape)
