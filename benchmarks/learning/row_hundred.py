@@ -44,8 +44,8 @@ def iid(settings: Settings) -> Outcome:
 
 def uneven(settings: Settings) -> Outcome:
     split = "dirichlet:0.1"
-    rounds = 2 if settings.quick else 920
-    often = simulate("push-pull:1, int8-top5", split, "push-pull:1", rounds, OFTEN, "int8-top5", looks=5, settle=SETTLE)
+    rounds = 2 if settings.quick else 440
+    often = simulate("push-pull:1, int8-top5", split, "push-pull:1", rounds, OFTEN, "int8-top5", looks=4, settle=SETTLE)
     sent = float(often[-1]["MB"])
     default = until(sent, "push, int8", split, "push", Train(epochs=0.3))
     fedavg = {
