@@ -257,7 +257,7 @@ def test_a_trainer_with_two_processes_is_one_with_one(digits: Dataset) -> None:
 def test_a_helper_that_is_killed_is_an_error_and_leaves_nothing(digits: Dataset) -> None:
     children = set(psutil.Process().children())
     crew = hire(2, 1)
-    first, second = set(psutil.Process().children()) - children
+    first, second = sorted(set(psutil.Process().children()) - children, key=lambda process: process.pid)
     first.kill()
     with pytest.raises(LocalError, match="has ended"):
         crew.wait()
