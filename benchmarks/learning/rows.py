@@ -35,7 +35,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Chart:
-    """Which columns of the records are drawn: a line for each `series`, or, without `x`, a bar."""
+    """Which columns of the records are drawn: a line for each `series` and seed, or, without `x`, a bar."""
 
     series: str
     y: str
@@ -180,12 +180,15 @@ def draw(path: Path, row: Row, outcome: Outcome) -> bool:
     chart, records = outcome.chart, outcome.records
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     series = list(dict.fromkeys(record[chart.series] for record in records))
-    for name in series:
+    for number, name in enumerate(series):
         mine = [record for record in records if record[chart.series] == name]
         if chart.x:
-            places = sorted({float(record[chart.x]) for record in mine})
-            means = [_mean(float(r[chart.y]) for r in mine if float(r[chart.x]) == place) for place in places]
-            axes.plot(places, means, marker="." if len(places) < 30 else "", label=str(name))
+            for seed in dict.fromkeys(record.get("seed") for record in mine):
+                points = sorted((float(r[chart.x]), float(r[chart.y])) for r in mine if r.get("seed") == seed)
+                label = str(name) if seed == mine[0].get("seed") else None
+                axes.plot(
+                    *zip(*points, strict=True), ".-" if len(points) < 30 else "-", color=f"C{number}", label=label
+                )
         else:
             axes.bar(str(name), _mean(float(record[chart.y]) for record in mine))
     if chart.aim is not None:
