@@ -35,7 +35,7 @@ from gossipml.models.spec import Sgd, Spec
 
 T = TypeVar("T")
 
-CHUNK_BYTES = 3 << 19  # of parameters, velocities and batches of a chunk on a CPU; measured: benchmarks/simulator.py
+CHUNK_BYTES = 1 << 24  # of parameters, velocities and batches of a chunk on a CPU; measured in turns: docs/simulator.md
 DEVICE_BYTES = 4 << 30  # the same on a GPU
 INGESTED_MOST = 4 << 30  # training samples that are kept as the model takes them
 
