@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import hashlib
 
-from gossipml.errors import RemoteError
+from gossipml.errors import LocalError, RemoteError
 
 LEAF = 16 * 1024  # BEP 52
 HASH = 32
 MIN_PIECE = LEAF
-MAX_PIECE = 1 << 21  # bounds memory: pieces in flight x piece length
-TARGET_PIECES = 128  # enough for a swarm to share; each costs some 0.5 to 1 ms in Python, asked for, sent and kept
-MAX_SIZE = 64 << 30  # 32,768 pieces, a layer of 1 MiB
+MAX_PIECE = 1 << 22  # bounds memory: pieces in flight x piece length
+TARGET_PIECES = 64  # enough for a swarm to share; each costs some 0.5 to 1 ms in Python, asked for, sent and kept
+MAX_SIZE = 64 << 30  # 16,384 pieces, a layer of 512 KiB
 
 _ZERO = bytes(HASH)
 
@@ -55,6 +55,31 @@ def piece_hash(piece: bytes | bytearray | memoryview, leaves: int) -> bytes:
     """The hash of a piece, padded to `leaves` leaves."""
     view, sha256 = memoryview(piece), hashlib.sha256
     return _fold([sha256(view[start : start + LEAF]).digest() for start in range(0, len(view), LEAF)], leaves, _ZERO)
+
+
+class PieceHasher:
+    """The hash of a piece that arrives in place: each leaf is hashed while it is still in the processor's cache."""
+
+    def __init__(self, piece: bytearray, leaves: int) -> None:
+        self._piece = memoryview(piece)
+        self._leaves = leaves
+        self._there = self._done = 0
+        self._hashes: list[bytes] = []
+
+    def arrived(self, count: int) -> None:
+        """So many more bytes of the piece are there."""
+        view, sha256 = self._piece, hashlib.sha256
+        self._there += count
+        whole = self._there // LEAF * LEAF
+        self._hashes += [sha256(view[start : start + LEAF]).digest() for start in range(self._done, whole, LEAF)]
+        self._done = whole
+
+    def digest(self) -> bytes:
+        """As `piece_hash`. LocalError while some of it is missing."""
+        if self._there != len(self._piece):
+            raise LocalError(f"a piece of {len(self._piece)} bytes was hashed after {self._there}")
+        rest = self._piece[self._done :]
+        return _fold([*self._hashes, *([hashlib.sha256(rest).digest()] if rest else [])], self._leaves, _ZERO)
 
 
 def root_of_layer(layer: bytes, size: int) -> bytes:

@@ -154,26 +154,39 @@ class Content:
         await self._lose(index)
         return None
 
-    async def write(self, index: int, data: bytes | bytearray | memoryview) -> bool:
+    def hasher(self, piece: bytearray) -> merkle.PieceHasher:
+        """For a piece that arrives in this buffer: hears of every byte of it, and goes to `write` with it."""
+        return merkle.PieceHasher(piece, self._leaves)
+
+    async def write(
+        self, index: int, data: bytes | bytearray | memoryview, hasher: merkle.PieceHasher | None = None
+    ) -> bool:
         """Store a piece; False, and nothing is written, when these are not its bytes. A bytearray is given away: its
         bytes may not be changed while anybody, such as the cache here, refers to it.
+
+        Without a hasher that has heard of all its bytes they are hashed here, in a thread.
 
         UserError when it cannot be stored (disk full): what is there stays, and the download can go on later.
         """
         self._check_kept()
         if not 0 <= index < self.count or len(data) != self.piece_size(index):
             return False
+        check: Check | None = self._check(index)
+        if hasher is not None:
+            if hasher.digest() != self._expected(index):
+                return False
+            check = None
         if self.has(index):
             return True
         if index in self._writing:
             # The endgame brings a piece twice. Two writers would outlive each other: one has the file finished and
             # renamed, the other makes it anew.
-            return await self._compute.run(self._check(index), memoryview(data))
+            return check is None or await self._compute.run(check, memoryview(data))
         self._writing.add(index)
         try:
             view = data if isinstance(data, bytes) else memoryview(data)
             with storing(f"piece {index} of {self.count}"):
-                good = await self._disk.write_at(self.path, index * self.piece_length, view, check=self._check(index))
+                good = await self._disk.write_at(self.path, index * self.piece_length, view, check=check)
         finally:
             self._writing.discard(index)
         if not good or self.removed:
@@ -256,9 +269,11 @@ class Content:
         if self.removed:
             raise UserError(f"the version was removed while it came in (content {self.root.hex()[:12]})")
 
+    def _expected(self, index: int) -> bytes:
+        return self.layer[index * merkle.HASH : (index + 1) * merkle.HASH]
+
     def _check(self, index: int) -> Check:
-        expected = self.layer[index * merkle.HASH : (index + 1) * merkle.HASH]
-        return partial(_matches, self.piece_size(index), self._leaves, expected)
+        return partial(_matches, self.piece_size(index), self._leaves, self._expected(index))
 
     async def _read(self, index: int) -> bytes | None:
         """A verified piece from the disk; b"" when it is corrupt, None when the disk cannot say now."""

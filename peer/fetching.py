@@ -22,7 +22,7 @@ from gossipml.peer import download as d
 from gossipml.peer import swarm_wire as w
 from gossipml.peer.rates import Meter, TokenBucket
 from gossipml.peer.serving import FLOOD_BURST, FLOOD_RATE
-from gossipml.peer.swarm_ports import Content, SwarmConfig, SwarmStats
+from gossipml.peer.swarm_ports import Content, Hasher, SwarmConfig, SwarmStats
 from gossipml.peer.swarm_stream import Buffers, Channel
 
 log = logging.getLogger("gossipml.peer")
@@ -33,6 +33,10 @@ Progress = Callable[[int, int], None]
 TICK = 0.1  # seconds between looks at what is overdue and who is to be dialled
 MAX_CANDIDATES = 256
 PIECES_A_SOURCE = 2  # a content of two pieces is not worth eight handshakes; when one is slow, more are dialled
+FEW_SOURCES = 3  # are begun with, and one more is dialled
+GROW_SECONDS = 0.5  # each time that in so many seconds
+FAST = 24e6  # fewer bytes a second came: each source costs a handshake and what it announces, and more of them
+# help where their lines are the limit, not where the processors are (guess: a fifth of gigabit Ethernet)
 BACKOFF, BACKOFF_MOST = 0.5, 15.0  # seconds before a source is dialled again, doubled with each failure
 FAULT_SECONDS = 60.0  # a source that broke the rules is left alone
 MAX_FAULTS = 3  # and after so many for the rest of the download
@@ -104,6 +108,10 @@ class Fetching:
         self._sessions: dict[PeerId, _Session] = {}  # also while they are being dialled
         self._moved_at = self._clock.now()
         """When a byte of a wanted piece last came."""
+        self._most = min(FEW_SOURCES, config.peers)
+        """Sources at once."""
+        self._grown_at, self._since = self._moved_at, 0
+        """When that was last looked at, and the bytes that have come since then."""
         self._trouble = "no provider is known"
         self._failure: Exception | None = None
         self._over = trio.Event()
@@ -156,6 +164,7 @@ class Fetching:
             for session in list(self._sessions.values()):
                 self._watch(session, now)
             self._perform(self.download.handle(d.Tick(), now))
+            self._grow(now)
             self._dial_some(now)
             if now - self._moved_at > self._config.patience:
                 self._fail(RemoteError(self._why()))
@@ -170,15 +179,26 @@ class Fetching:
             session.end("it was revoked")
         if channel.received > session.counted:
             self.meter.add(channel.received - session.counted, now)
+            self._since += channel.received - session.counted
             session.counted = channel.received
             self.download.progressed(session.peer, now)
             self._moved_at = now
         if channel.overdue:
             session.end("it sent nothing for too long")
 
+    def _grow(self, now: float) -> None:
+        """One source more while those that are there are slow."""
+        seconds = now - self._grown_at
+        if seconds < GROW_SECONDS:
+            return
+        fast = min(FAST, self._limit.rate / 2 or math.inf)  # our own limit: others cannot make it faster
+        if self._since < fast * seconds:
+            self._most = min(self._config.peers, self._most + 1)
+        self._grown_at, self._since = now, 0
+
     def _dial_some(self, now: float) -> None:
         config, quiet = self._config, now - self._moved_at
-        wanted = min(config.peers, math.ceil(self.download.left / PIECES_A_SOURCE) + int(quiet))
+        wanted = min(self._most, math.ceil(self.download.left / PIECES_A_SOURCE) + int(quiet))
         eligible = [
             candidate
             for peer, candidate in self._candidates.items()
@@ -282,15 +302,15 @@ class Fetching:
                     own.append(action)
         return own
 
-    def check(self, peer: PeerId, index: int, data: bytearray) -> None:
+    def check(self, peer: PeerId, index: int, data: bytearray, hasher: Hasher) -> None:
         """Verify and write a piece in a task of its own; its buffer is given back afterwards."""
         assert self._nursery is not None
-        self._nursery.start_soon(self._check, peer, index, data)
+        self._nursery.start_soon(self._check, peer, index, data, hasher)
 
-    async def _check(self, peer: PeerId, index: int, data: bytearray) -> None:
+    async def _check(self, peer: PeerId, index: int, data: bytearray, hasher: Hasher) -> None:
         length = len(data)
         try:
-            right = await self.content.write(index, data)
+            right = await self.content.write(index, data, hasher)
         except (GossipmlError, OSError) as error:  # the quota, a full disk: it would go on like that
             self._fail(error)
             return
@@ -419,14 +439,17 @@ class _Session:
             fetching.handle(d.Arrived(peer, piece.index))
             return
         data = await fetching.buffers.acquire(piece.length)
+        hasher = fetching.content.hasher(data)
         try:
-            await channel.receive_body(memoryview(data), self._limits)
+            # Hashed here while it is warm. A thread for each whole piece took a tenth more time for all of a
+            # swarm: it takes the interpreter's lock again for each of 128 leaves (docs/decisions/0012).
+            await channel.receive_body(memoryview(data), self._limits, hasher.arrived)
             wanted = d.Check() in fetching.handle(d.Arrived(peer, piece.index))
         except BaseException:
             fetching.buffers.release(data)
             raise
         if wanted:
-            fetching.check(peer, piece.index, data)  # takes the buffer over
+            fetching.check(peer, piece.index, data, hasher)  # takes the buffer over
         else:
             fetching.buffers.release(data)
 

@@ -81,8 +81,13 @@ class Channel:
         self.receive_by = math.inf
         return decode(self._buffer[start : self._start])
 
-    async def receive_body(self, view: memoryview, limits: tuple[TokenBucket, ...] = ()) -> None:
-        """Fill the view with what follows the message just received."""
+    async def receive_body(
+        self,
+        view: memoryview,
+        limits: tuple[TokenBucket, ...] = (),
+        arrived: Callable[[int], None] | None = None,
+    ) -> None:
+        """Fill the view with what follows the message just received; `arrived` hears how many bytes came, each time."""
         ready = min(len(view), self._end - self._start)
         view[:ready] = self._buffer[self._start : self._start + ready]
         self._start += ready
@@ -92,6 +97,8 @@ class Channel:
         count = ready
         while True:
             self.received += count
+            if arrived is not None:
+                arrived(count)
             view = view[count:]
             if limits and count:
                 self.receive_by = math.inf

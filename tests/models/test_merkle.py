@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gossipml.errors import RemoteError
+from gossipml.errors import LocalError, RemoteError
 from gossipml.models import merkle
 from gossipml.models.merkle import LEAF, MAX_PIECE, MAX_SIZE
 
@@ -50,13 +50,13 @@ def test_roots_of_few_blocks_by_hand() -> None:
 
 
 def test_the_last_piece_is_padded_to_a_whole_piece_and_missing_pieces_with_zero_trees() -> None:
-    size = LEAF * merkle.TARGET_PIECES + 1  # pieces of two blocks, 65 of them
+    size = LEAF * merkle.TARGET_PIECES + 1  # pieces of two blocks
     data = filler(size)
-    assert (merkle.piece_length(size), merkle.piece_count(size)) == (2 * LEAF, 65)
+    assert (merkle.piece_length(size), merkle.piece_count(size)) == (2 * LEAF, 33)
     layer = merkle.layer_of(data)
     assert layer[-32:] == sha(sha(data[-1:]), ZERO)
     empty = sha(ZERO, ZERO)
-    hashes = [layer[i : i + 32] for i in range(0, len(layer), 32)] + [empty] * 63
+    hashes = [layer[i : i + 32] for i in range(0, len(layer), 32)] + [empty] * 31
     while len(hashes) > 1:
         hashes = [sha(hashes[i], hashes[i + 1]) for i in range(0, len(hashes), 2)]
     assert merkle.root_of(data) == hashes[0] == plain_root(data)
@@ -96,15 +96,33 @@ def test_libtorrent_finds_the_same_roots_and_layers(tmp_path: Path, size: int) -
 
 
 def test_pieces_are_a_function_of_the_size_and_bounded() -> None:
-    sizes = [1, LEAF, 1 << 21, (1 << 21) + 1, 1 << 26, 1 << 28, (1 << 28) + 1, 2_500_000_000, MAX_SIZE]
-    assert [merkle.piece_length(size) >> 10 for size in sizes] == [16, 16, 16, 32, 512, 2048, 2048, 2048, 2048]
-    assert merkle.piece_count(2_500_000_000) == 1193
+    sizes = [1, LEAF, 1 << 20, (1 << 20) + 1, 1 << 26, 1 << 28, (1 << 28) + 1, 2_500_000_000, MAX_SIZE]
+    assert [merkle.piece_length(size) >> 10 for size in sizes] == [16, 16, 16, 32, 1024, 4096, 4096, 4096, 4096]
+    assert merkle.piece_count(2_500_000_000) == 597
     for size in sizes:
         length, count = merkle.piece_length(size), merkle.piece_count(size)
         assert LEAF <= length <= MAX_PIECE and length & (length - 1) == 0
         assert 0 < merkle.piece_size(size, count - 1) <= length
         assert merkle.piece_size(size, count - 1) + (count - 1) * length == size
-    assert 32 * merkle.piece_count(MAX_SIZE) == 1 << 20
+    assert 32 * merkle.piece_count(MAX_SIZE) == 1 << 19
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5 * LEAF), st.lists(st.integers(0, 2 * LEAF), max_size=12))
+@example(2 * LEAF, [LEAF, LEAF])
+@example(1, [])
+def test_a_piece_that_arrives_in_parts_has_the_hash_of_the_whole(size: int, parts: list[int]) -> None:
+    data, piece, there = filler(size), bytearray(size), 0
+    hasher = merkle.PieceHasher(piece, 8)
+    for part in [*parts, size]:
+        part = min(part, size - there)
+        piece[there : there + part] = data[there : there + part]
+        there += part
+        if there < size:
+            with pytest.raises(LocalError, match=f"hashed after {there - part}"):
+                hasher.digest()
+        hasher.arrived(part)
+    assert hasher.digest() == merkle.piece_hash(data, 8)
 
 
 def test_a_wrong_layer_is_refused_by_length_then_by_hash() -> None:

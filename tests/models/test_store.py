@@ -66,6 +66,30 @@ async def test_bytes_that_are_not_the_piece_are_never_written(disk: SimulatedDis
     assert await content.write(1, right)
 
 
+async def test_a_piece_that_was_hashed_as_it_came_is_verified_by_that(disk: SimulatedDisk) -> None:
+    store, data = await opened(disk), content_of(THREE)
+    content = await store.begin(manifest_of(data), merkle.layer_of(data))
+    before = disk.files()
+    for wrong in (piece_of(data, 0), bytes(16384)):
+        buffer = bytearray(wrong)
+        hasher = content.hasher(buffer)
+        hasher.arrived(len(buffer))
+        assert not await content.write(1, buffer, hasher)
+    assert disk.files() == before and content.missing == 3
+    for index in (1, 1, 2):  # the second time it is there already
+        buffer = bytearray(piece_of(data, index))
+        hasher = content.hasher(buffer)
+        for part in (100, len(buffer) - 100):
+            hasher.arrived(part)
+        assert await content.write(index, buffer, hasher)
+        assert await content.read(index) == piece_of(data, index)
+    hasher = content.hasher(buffer)
+    hasher.arrived(5)
+    with pytest.raises(LocalError, match="hashed after 5"):
+        await content.write(2, buffer, hasher)
+    assert content.missing == 1
+
+
 async def test_a_view_that_is_used_again_does_not_change_what_was_stored(disk: SimulatedDisk) -> None:
     store, data = await opened(disk), content_of(THREE)
     content = await store.begin(manifest_of(data), merkle.layer_of(data))

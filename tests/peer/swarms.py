@@ -31,6 +31,18 @@ def made_up(name: str, index: int, length: int) -> bytes:
     return (seed * (length // len(seed) + 1))[:length]
 
 
+class FakeHasher:
+    """Makes sure that the swarm tells it of every byte."""
+
+    def __init__(self, piece: bytearray) -> None:
+        self._piece = piece
+        self.there = 0
+
+    def arrived(self, count: int) -> None:
+        self.there += count
+        assert 0 <= count <= self.there <= len(self._piece)
+
+
 class FakeContent:
     """A content that remembers which pieces it has, and makes them up when they are read."""
 
@@ -70,7 +82,11 @@ class FakeContent:
         self.reads.append(index)
         return made_up(self.name, index, self.length(index))
 
-    async def write(self, index: int, data: bytearray) -> bool:
+    def hasher(self, piece: bytearray) -> FakeHasher:
+        return FakeHasher(piece)
+
+    async def write(self, index: int, data: bytearray, hasher: FakeHasher) -> bool:
+        assert hasher.there == len(data)
         await trio.sleep(self.seconds)
         if self.failure is not None:
             raise self.failure
