@@ -114,6 +114,8 @@ class Fetching:
         """When that was last looked at, and the bytes that have come since then."""
         self._trouble = "no provider is known"
         self._failure: Exception | None = None
+        self._news = trio.Event()
+        """Somebody new may have pieces."""
         self._over = trio.Event()
         self._nursery: trio.Nursery | None = None
 
@@ -137,6 +139,7 @@ class Fetching:
                 known.contact = contact
             elif contact.peer != self._own and contact.addresses and len(self._candidates) < MAX_CANDIDATES:
                 self._candidates[contact.peer] = _Candidate(contact)
+                self._news.set()
 
     @property
     def sources(self) -> int:
@@ -168,7 +171,9 @@ class Fetching:
             self._dial_some(now)
             if now - self._moved_at > self._config.patience:
                 self._fail(RemoteError(self._why()))
-            await trio.sleep(TICK)
+            self._news = trio.Event()
+            with trio.move_on_after(TICK):
+                await self._news.wait()
 
     def _watch(self, session: _Session, now: float) -> None:
         """Count what has come, and end a session that is stuck."""
