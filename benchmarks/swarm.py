@@ -19,6 +19,7 @@ everything, libtorrent does not; `--folder` puts them elsewhere. Takes about a m
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import importlib.util
 import json
@@ -137,6 +138,8 @@ async def ours(folder: Path, number: int) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(swarm.run)
         nursery.start_soon(listener.serve, serve)
+        gc.collect()
+        gc.freeze()  # as the daemon does when it has started
         say(port=port)
         ports = await trio.to_thread.run_sync(heard)
         usage = Usage()

@@ -24,7 +24,7 @@ from gossipml.peer.swarm_wire import LENGTH, MAX_HEADER, read_length
 
 T = TypeVar("T")
 
-SLICE = 256 * 1024  # what the TLS pump encrypts at once; progress in sending is judged by it
+SLICE = 512 * 1024  # what the TLS pump encrypts at once; progress in sending is judged by it
 SCRATCH = 64 * 1024  # an unwanted body is read into this much, over and over
 
 NOBODY = 3  # references to a buffer that is free: of the queue, of a local variable, of `getrefcount` itself
