@@ -446,8 +446,8 @@ class _Session:
         data = await fetching.buffers.acquire(piece.length)
         hasher = fetching.content.hasher(data)
         try:
-            # Hashed here while it is warm. A thread for each whole piece took a tenth more time for all of a
-            # swarm: it takes the interpreter's lock again for each of 128 leaves (docs/decisions/0012).
+            # Hashed here while it is warm: a thread for a whole piece would take the interpreter's lock again for
+            # each of its leaves, and a swarm a twelfth more of CPU (docs/decisions/0012).
             await channel.receive_body(memoryview(data), self._limits, hasher.arrived)
             wanted = d.Check() in fetching.handle(d.Arrived(peer, piece.index))
         except BaseException:
