@@ -444,8 +444,8 @@ class _Session:
             fetching.handle(d.Arrived(peer, piece.index))
             return
         data = await fetching.buffers.acquire(piece.length)
-        hasher = fetching.content.hasher(data)
         try:
+            hasher = fetching.content.hasher(data)
             # Hashed here while it is warm: a thread for a whole piece would take the interpreter's lock again for
             # each of its leaves, and a swarm a twelfth more of CPU (docs/decisions/0012).
             await channel.receive_body(memoryview(data), self._limits, hasher.arrived)

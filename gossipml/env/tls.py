@@ -34,7 +34,7 @@ from gossipml.ids import PeerId
 from gossipml.keys import NetworkKeys
 
 SLICE_BYTES = 1 << 19  # two processes alone are as fast with half of it, a swarm is 3 % faster with this
-RECEIVE_BYTES = (1 << 18) + (1 << 14)  # a slice in records, and the message before it: one system call, not two
+RECEIVE_BYTES = (1 << 18) + (1 << 14)  # half a slice in records, and the message before it
 MAX_UNSENT = 1 << 16  # answers to key updates that the other side asks for and does not read
 GOODBYE_SECONDS = 0.5  # for close_notify and alerts; a peer that does not read has no right to more
 

@@ -15,6 +15,7 @@ from gossipml.env.simulated import World, run_simulation
 from gossipml.errors import LocalError, RemoteError, UserError
 from gossipml.ids import Contact
 from gossipml.peer import swarm_wire as w
+from gossipml.peer.fetching import TICK
 from gossipml.peer.swarm import SwarmConfig
 from gossipml.peer.swarm_stream import Buffers
 
@@ -88,6 +89,21 @@ def test_a_content_of_any_size_comes_whole(size: int, length: int) -> None:
         assert bob.swarm.transfers() == []
 
     play(scenario)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whoever_is_known_is_dialled_at_once(seed: int) -> None:
+    """Whatever task runs first: a small content does not wait for the next look at who is to be dialled."""
+
+    async def scenario(world: World, nodes: Swarms) -> None:
+        (ann,) = await seeds(nodes, 1, count=1)
+        bob = await nodes.start("bob")
+        wanted, started = content(count=1, have=set()), trio.current_time()
+        await fetch(bob, wanted, ann.contact)
+        assert right(wanted)
+        assert trio.current_time() - started < TICK
+
+    play(scenario, seed, link=Link(delay=fixed(0.001)))
 
 
 def test_all_sources_are_used() -> None:
