@@ -59,15 +59,21 @@ def _unpack(data: bytes) -> Plan:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Of one pair, in shared memory. Rows are samples."""
+    """Of one pair, in shared memory: rooms for matrices with a column for each sample, as `kernels_dense` has them."""
 
+    pair: Pair
     inputs: tuple[torch.Tensor, ...]
     """Two of them, in turn: a helper may still need the one before, when it has not finished the last step."""
-    output: tuple[torch.Tensor, ...]
+    outputs: tuple[torch.Tensor, ...]
     """The summands of the helpers."""
     output_gradient: torch.Tensor
-    input_gradient: tuple[torch.Tensor, ...]
+    input_gradients: tuple[torch.Tensor, ...]
     """The summands of the helpers; nothing is there for the first pair."""
+
+    def input(self, turn: int, batch: int) -> torch.Tensor:
+        """(inputs, batch); those of the first pair are samples, which lie one after the other."""
+        room = self.inputs[turn][: batch * self.pair.inputs]
+        return room.view(batch, -1).t() if self.pair.first else room.view(-1, batch)
 
 
 class Shared:
@@ -91,19 +97,24 @@ class Shared:
         def take(count: int) -> tuple[torch.Tensor, ...]:
             return tuple(next(rooms) for _ in range(count))
 
-        exchanges = [Exchange(take(2), take(helpers), next(rooms), take(helpers)) for _ in self._plan.pairs]
+        exchanges = [Exchange(pair, take(2), take(helpers), next(rooms), take(helpers)) for pair in self._plan.pairs]
         return memory[: self._plan.size], exchanges
 
     def _rooms(self, memory: torch.Tensor) -> Iterator[torch.Tensor]:
         start = _whole_lines(self._plan.size)
         for width in self._widths:
             count = self._plan.batch * width
-            yield memory[start : start + count].view(self._plan.batch, width)
+            yield memory[start : start + count]
             start += _whole_lines(count)
 
 
 def _whole_lines(count: int) -> int:
     return -(-count // LINE) * LINE
+
+
+def _like(room: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """The beginning of a room, in the shape of the matrix."""
+    return room[: matrix.numel()].view(matrix.shape)
 
 
 _MESSAGE = struct.Struct("<BBBI")  # what to do; pair, or 1 for velocities; which of two inputs; samples, or bytes
@@ -151,8 +162,9 @@ class CutPair:
         """The helpers' part of `forward`, as soon as they have done what they were told before."""
         self._begun = True
         self._turn = 1 - self._turn
-        self._exchange.inputs[self._turn][: len(x)].copy_(x)
-        self._crew.tell(_MESSAGE.pack(_Do.FORWARD, self._number, self._turn, len(x)))
+        batch = x.shape[1]
+        self._exchange.input(self._turn, batch).copy_(x)
+        self._crew.tell(_MESSAGE.pack(_Do.FORWARD, self._number, self._turn, batch))
 
     def forget(self) -> None:
         """What has been begun: the parameters will be others, or the samples."""
@@ -166,20 +178,19 @@ class CutPair:
         y = self._share.forward(x)
         self._crew.wait()
         self._begun = False
-        for summand in self._exchange.output:
-            y.add_(summand[: len(x)])
+        for summand in self._exchange.outputs:
+            y.add_(_like(summand, y))
         return y
 
     def backward(self, d: torch.Tensor) -> torch.Tensor:
-        batch = len(d)
-        self._exchange.output_gradient[:batch].copy_(d)
-        self._crew.tell(_MESSAGE.pack(_Do.BACKWARD, self._number, 0, batch))
+        _like(self._exchange.output_gradient, d).copy_(d)
+        self._crew.tell(_MESSAGE.pack(_Do.BACKWARD, self._number, 0, d.shape[1]))
         self._meanwhile()
         out = self._share.backward(d)
         if not self.first:
             self._crew.wait()
-            for summand in self._exchange.input_gradient:
-                out.add_(summand[:batch])
+            for summand in self._exchange.input_gradients:
+                out.add_(_like(summand, out))
         return out
 
     def weigh(self, keep: float) -> None:
@@ -256,16 +267,17 @@ class _Helper:
         self._pairs = plan.pairs
         self._shares = [plan.share(pair, number) for pair in plan.pairs]
         for share, exchange in zip(self._shares, self._exchanges, strict=True):
-            share.write_into(exchange.output[number - 1], exchange.input_gradient[number - 1])
+            share.write_into(exchange.outputs[number - 1], exchange.input_gradients[number - 1])
         self._keep = plan.sgd.momentum if plan.sgd else 0.0
         self._moves = [moves(plan.sgd, [(share.values, share.velocity)]) for share in self._shares if plan.sgd]
 
     def forward(self, number: int, turn: int, batch: int) -> None:
-        self._shares[number].forward(self._exchanges[number].inputs[turn][:batch])
+        self._shares[number].forward(self._exchanges[number].input(turn, batch))
         self._link.send(_DONE)
 
     def backward(self, number: int, batch: int) -> None:
-        self._shares[number].backward(self._exchanges[number].output_gradient[:batch])
+        gradient = self._exchanges[number].output_gradient[: batch * self._pairs[number].outputs]
+        self._shares[number].backward(gradient.view(-1, batch))
         if not self._pairs[number].first:
             self._link.send(_DONE)
         self._shares[number].weigh(self._keep)

@@ -1,7 +1,7 @@
-"""Dense networks cut over workers: pairs of layers, the first by its columns, the second by its rows.
+"""Dense networks cut over workers: pairs of layers, the first by its outputs, the second by its inputs.
 
 Megatron-LM (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053, section 3): a worker keeps some of the units between
-the two layers, `h_w = act(x W1[:, w] + b1[w])`, and its summand of the output is `h_w W2[w, :]`. So a worker's share of
+the two layers, `h_w = act(W1[w] x + b1[w])`, and its summand of the output is `W2[:, w] h_w`. So a worker's share of
 a pair is a small dense network of its own, whose parameters, gradients and velocities nobody else needs. Per step only
 the inputs, the summands, and the gradient of their sum cross from core to core; with samples shared out instead, all
 weights would, since every step changes them.
@@ -147,6 +147,6 @@ class Share:
         return [piece for layer in self._linear for piece in layer.views(own)]
 
     def _places(self, vector: torch.Tensor) -> list[torch.Tensor]:
-        (weights, biases), (rows, bias) = (layer.views(vector.unsqueeze(0)) for layer in self._pair.layers)
-        columns = slice(0, self._pair.outputs * self._bias)
-        return [weights[:, self._units], biases[:, self._units], rows[self._units], bias[:, columns]]
+        (weights, biases), (columns, bias) = (layer.views(vector.unsqueeze(0)) for layer in self._pair.layers)
+        own_bias = slice(0, self._pair.outputs * self._bias)
+        return [weights[self._units], biases[self._units], columns[:, self._units], bias[own_bias]]

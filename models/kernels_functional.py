@@ -28,21 +28,20 @@ class FunctionalKernel:
     def __init__(self, spec: Spec, module: nn.Module) -> None:
         self._spec = spec
         self._module = module.train()
-        transposed = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}  # as `flat` does
         self._fixed: Named = {}
         self._buffers: list[str] = []
-        self._places: dict[str, tuple[int, torch.Size, bool]] = {}
+        self._places: dict[str, tuple[int, torch.Size]] = {}
         self._frozen: list[str] = []
         offset = 0
         for name, parameter in module.named_parameters():
-            self._places[name] = offset, parameter.shape, id(parameter) in transposed
+            self._places[name] = offset, parameter.shape
             offset += parameter.numel()
             if not parameter.requires_grad:
                 self._frozen.append(name)
         self._parameters = list(self._places)
         for name, buffer in module.named_buffers():
             if buffer.is_floating_point():
-                self._places[name] = offset, buffer.shape, False
+                self._places[name] = offset, buffer.shape
                 self._buffers.append(name)
                 offset += buffer.numel()
             else:
@@ -119,8 +118,5 @@ class FunctionalKernel:
 
     def _view(self, vectors: torch.Tensor, name: str) -> torch.Tensor:
         """(N, size) -> (N, *shape), of one parameter or buffer."""
-        offset, shape, is_transposed = self._places[name]
-        flat = vectors[:, offset : offset + shape.numel()]
-        if is_transposed:
-            return flat.view(-1, shape[1], shape[0]).transpose(1, 2)
-        return flat.view(-1, *shape)
+        offset, shape = self._places[name]
+        return vectors[:, offset : offset + shape.numel()].view(-1, *shape)

@@ -15,7 +15,7 @@ import torch
 from gossipml.models.spec import Spec, StandardLoss
 
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of outputs (N, b, k) and targets (N, b) of N models the losses (N,), means over the batch; and in the third, like
+"""Of outputs (N, k, b) and targets (N, b) of N models the losses (N,), means over the batch; and in the third, like
 the outputs, the gradient of their sum."""
 Slope: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]
 """The same for who wants the gradient alone."""
@@ -35,24 +35,24 @@ def slope_of(spec: Spec) -> Slope:
 
 def softmax_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """`torch.nn.functional.cross_entropy` from class numbers."""
-    weight = 1 / outputs.shape[1]
-    torch.log_softmax(outputs, 2, out=gradient)
-    chosen = _one_hot(targets, outputs, -weight)
-    losses = (gradient * chosen).sum((1, 2))
-    torch.add(chosen, gradient.exp_(), alpha=weight, out=gradient)
+    weight = 1 / outputs.shape[2]
+    torch.log_softmax(outputs, 1, out=gradient)
+    chosen = _one_hot(targets, outputs)
+    # A product of two vectors is faster than their elements' products and a sum.
+    losses = torch.bmm(gradient.flatten(1).unsqueeze(1), chosen.flatten(1).unsqueeze(2)).view(-1).mul_(-weight)
+    gradient.exp_().sub_(chosen).mul_(weight)
     return losses
 
 
 def softmax_minus_targets(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> None:
     """The gradient of `softmax_cross_entropy`, in half of its time."""
-    weight = 1 / outputs.shape[1]
-    torch.softmax(outputs, 2, out=gradient)
-    torch.add(_one_hot(targets, outputs, -weight), gradient, alpha=weight, out=gradient)
+    torch.softmax(outputs, 1, out=gradient)
+    gradient.sub_(_one_hot(targets, outputs)).mul_(1 / outputs.shape[2])
 
 
 def squared_error_of_classes(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """`mse_loss` from one-hot class numbers; a mean over the outputs, too."""
-    torch.add(outputs, _one_hot(targets, outputs, -1.0), out=gradient)
+    torch.sub(outputs, _one_hot(targets, outputs), out=gradient)
     losses = gradient.square().mean((1, 2))
     gradient.mul_(2 / (outputs.shape[1] * outputs.shape[2]))
     return losses
@@ -60,10 +60,10 @@ def squared_error_of_classes(outputs: torch.Tensor, targets: torch.Tensor, gradi
 
 def binary_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """`torch.nn.functional.binary_cross_entropy` of the first output, a probability, from targets 0 and 1."""
-    p, t = outputs[:, :, 0], targets.to(outputs.dtype)
+    p, t = outputs[:, 0], targets.to(outputs.dtype)
     gradient.zero_()
     # The bounds are torch's: 1e-12 on the variance, -100 on the logarithms.
-    torch.div(p - t, ((1 - p) * p).clamp_(min=1e-12).mul_(p.shape[1]), out=gradient[:, :, 0])
+    torch.div(p - t, ((1 - p) * p).clamp_(min=1e-12).mul_(p.shape[1]), out=gradient[:, 0])
     return ((t - 1) * (-p).log1p_().clamp_(min=-100) - t * p.log().clamp_(min=-100)).mean(1)
 
 
@@ -72,26 +72,26 @@ def by_autograd(spec: Spec) -> Loss:
 
     def loss(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
-            leaf = outputs.detach().requires_grad_()
+            leaf = outputs.detach().transpose(1, 2).contiguous().requires_grad_()
             if len(leaf) == 1:
                 losses = spec.loss(leaf[0], targets[0]).unsqueeze(0)
             else:
                 losses = torch.func.vmap(spec.loss, randomness="different")(leaf, targets)
             (found,) = torch.autograd.grad(losses.sum(), leaf)
-        gradient.copy_(found)
+        gradient.copy_(found.transpose(1, 2))
         return losses.detach()
 
     return loss
 
 
-def _one_hot(targets: torch.Tensor, outputs: torch.Tensor, value: float) -> torch.Tensor:
-    """Like the outputs: `value` at the targets, else 0. Rows of a matrix: a scatter takes five times as long."""
-    return _diagonal(outputs.shape[2], value, outputs.device).index_select(0, targets.reshape(-1)).view_as(outputs)
+def _one_hot(targets: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    """Like the outputs: 1 at the targets, else 0. A scatter into them takes longer."""
+    return torch.eq(targets.unsqueeze(1), _classes(outputs.shape[1], outputs.device), out=torch.empty_like(outputs))
 
 
 @lru_cache(maxsize=8)
-def _diagonal(classes: int, value: float, device: torch.device) -> torch.Tensor:
-    return torch.eye(classes, device=device).mul_(value)
+def _classes(count: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(count, device=device).unsqueeze(1)
 
 
 _STANDARD: dict[StandardLoss, Loss] = {

@@ -119,7 +119,7 @@ class CrewSteps:
             return  # it is raised when their turn comes
         self._fetched = coming, inputs, targets
         if self._network.first.first and isinstance(self._optimiser, FlatSgd):
-            self._network.first.begin(inputs.reshape(len(inputs), -1))
+            self._network.first.begin(inputs.reshape(len(inputs), -1).t())
 
     def _begin(self, batch: int) -> None:
         """For so many samples a step."""

@@ -274,7 +274,8 @@ def test_averaging_without_training_brings_vectors_together_and_keeps_their_mean
 
 
 def test_when_training_is_over_peers_agree_on_the_mean_of_their_models() -> None:
-    scenario = replace(SMALL, peers=20, protocol="push-pull:1", settle=30.0, evaluate_every=ROUNDS)
+    train = Train(steps=10)
+    scenario = replace(SMALL, peers=20, protocol="push-pull:1", settle=30.0, evaluate_every=ROUNDS, train=train)
     _, trained, settled = rows(scenario)
     assert (trained.round, settled.round) == (ROUNDS, ROUNDS + 3)
     assert trained.updates == settled.updates == 20 * ROUNDS
