@@ -286,7 +286,8 @@ def fraction(scenario: Scenario) -> None:
             start = time.perf_counter()
             trainees.train(peers, steps)
             training.append(work / (time.perf_counter() - start) / 1e9)
-            alone.append(products(scenario.model, trainees.chunk(len(peers)), threads.count) / 1e9)
+            each = trainees.chunk(len(peers) // threads.count, 1)
+            alone.append(products(scenario.model, each, threads.count) / 1e9)
     share = statistics.median(training) / statistics.median(alone)
     print(
         f"\n{NAMES[scenario.model]}: training {statistics.median(training):.0f} GFLOP/s, its matrix products alone "

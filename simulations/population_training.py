@@ -1,9 +1,9 @@
 """Local training of all peers: their parameters as rows of one tensor, stepped in batched kernels.
 
-Peers that train at the same time are cut into chunks whose parameters, gradients and batches fit the second-level
-cache; a chunk is copied out, takes all its steps, and is copied back, so that main memory is touched once a round. On a
-CPU as many threads as there are cores take chunks in turn, each with its own kernel and one torch thread; which of them
-takes which chunk changes nothing. On a GPU there is one thread and large chunks.
+Peers that train at the same time are cut into chunks; a chunk is copied out, takes all its steps, and is copied back,
+so that main memory is touched once a round. On a CPU there are as many processes as cores (`population_helpers`), or
+as many threads, each with its own kernel and one torch thread; which of them takes which chunk changes nothing. On a
+GPU there is one thread and large chunks.
 
 Each peer has the batches that a `LocalTrainer` with the same data and seed has, in the same order. Optimisers other
 than SGD step one peer after the other, each with its own torch optimiser, on the parameters as flat vectors.
@@ -17,7 +17,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -32,6 +32,7 @@ from gossipml.models.kernels_dense import DenseKernel
 from gossipml.models.kernels_functional import FunctionalKernel
 from gossipml.models.partition import Indices
 from gossipml.models.spec import Sgd, Spec
+from gossipml.simulations.population_helpers import CAN_FORK, Helpers, Work, shared
 
 T = TypeVar("T")
 
@@ -54,6 +55,8 @@ class Threads:
         self._one_each = device.type == "cpu"
         self._before = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
+        self.at_end = ExitStack()
+        """What ends with it."""
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -65,6 +68,7 @@ class Threads:
         try:
             yield
         finally:
+            self.at_end.close()
             if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)
                 self._pool = None
@@ -117,7 +121,10 @@ class Trainees:
         flat, self.layout = build_flat(spec, network_id, device)
         self.parameter_count = flat.parameter_count
         self.first = flat.vector.clone()  # (size,)
-        self.x = self.first.repeat(len(parts), 1)
+        forks = CAN_FORK and device.type == "cpu" and threads.count > 1
+        self._new = shared if forks else self._own
+        self.x = self._new(len(parts), self.layout.size)
+        self.x[:] = self.first
         self._samples = Samples(spec, data.train, device, keep=INGESTED_MOST)
         self._parts = [torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in parts]
         self._orders = [ShuffledOrder(len(part), spec.batch, order_seed(seed, peer)) for peer, part in enumerate(parts)]
@@ -128,12 +135,15 @@ class Trainees:
         self._optimisers: list[torch.optim.Optimizer] = []
         self._prepare_optimiser()
         self._in_turn = self._finds_draws() or is_stream(data.train.inputs)  # streams are for one thread
+        self._helps = forks and not self._in_turn
+        self._helpers: Helpers | None = None  # forked at the first step: until then, all that they need can change
         vectors = 1 if self._velocity is None and not self._optimisers else 2
         self._bytes_a_peer = 4 * (vectors * self.layout.size + spec.batch * self._values_a_sample())
         torch.manual_seed(order_seed(seed, -1))  # dropout draws from the global generator
 
     def replace_targets(self, peers: Sequence[int], targets: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Other labels for the training samples of these peers, whose parts are nobody else's."""
+        """Other labels for the training samples of these peers, whose parts are nobody else's; before they train."""
+        assert self._helpers is None, "they have the targets that were there when they were forked"
         self._samples.relabel(torch.cat([self._parts[peer] for peer in peers]), targets)
 
     def epoch_steps(self, peer: int) -> int:
@@ -150,31 +160,46 @@ class Trainees:
 
     def train(self, peers: Sequence[int], steps: Sequence[int]) -> list[int]:
         """So many steps of each of these peers; which of them diverged: those are as they were before."""
-        batches = [self.batch(peer) for peer in peers]
-        order = sorted(range(len(peers)), key=lambda place: (-batches[place], -steps[place], peers[place]))
+        work = list(zip(peers, steps, strict=True))
+        if self._helps and self._helpers is None:
+            self._helpers = Helpers(self._threads.count, self._train)
+            self._threads.at_end.callback(self._dismiss)
+        return sorted(self._train(work) if self._helpers is None else self._helpers.do(work))
+
+    def _train(self, work: Work) -> list[int]:
+        """The same, in this process."""
         diverged: list[int] = []
         chunks: list[list[tuple[int, int]]] = []
-        most = self.chunk(len(peers))
-        for place in order:
-            peer = peers[place]
+        threads = 1 if self._helps or self._in_turn else self._threads.count
+        most = self.chunk(len(work), threads)
+        for peer, steps in sorted(work, key=lambda one: (-self.batch(one[0]), -one[1], one[0])):
             last = chunks[-1][0] if chunks else None
             if last is None or len(chunks[-1]) >= most or self.batch(last[0]) != self.batch(peer):
                 chunks.append([])
-            chunks[-1].append((peer, steps[place]))
+            chunks[-1].append((peer, steps))
         job = self._train_alone if self._optimisers else self._train_chunk
-        if self._in_turn:
+        if threads == 1:
             for chunk in chunks:
                 diverged += job(chunk)
         else:
             self._threads.map(lambda chunk: diverged.extend(job(chunk)), chunks)
-        return sorted(diverged)
+        return diverged
 
-    def chunk(self, peers: int) -> int:
+    def _dismiss(self) -> None:
+        if self._helpers is not None:
+            self._helpers.close()
+            self._helpers = None
+
+    def chunk(self, peers: int, threads: int) -> int:
         """How many of so many peers are trained at once by each thread."""
         most = max(1, (CHUNK_BYTES if self._device.type == "cpu" else DEVICE_BYTES) // self._bytes_a_peer)
         # All threads should end together: as many chunks for each, all of one size.
-        chunks = self._threads.count * max(1, -(-peers // (most * self._threads.count)))
+        chunks = threads * max(1, -(-peers // (most * threads)))
         return max(1, -(-peers // chunks))
+
+    def _own(self, count: int, size: int) -> torch.Tensor:
+        """As `population_helpers.shared`, for this process alone."""
+        return torch.zeros(count, size, device=self._device)
 
     def forget_velocity(self, peer: int) -> None:
         if self._velocity is not None:
@@ -264,7 +289,7 @@ class Trainees:
         if isinstance(asked, Sgd) and not self._frozen:
             self._sgd = asked
             if asked.momentum:
-                self._velocity = torch.zeros(len(self._parts), self.parameter_count, device=self._device)
+                self._velocity = self._new(len(self._parts), self.parameter_count)
             return
         self._gradients = torch.zeros(len(self._parts), self.parameter_count, device=self._device)
         ends = [0, *(end for pair in self._frozen for end in pair), self.parameter_count]
