@@ -24,6 +24,28 @@ BLOCK = 4096  # samples that are ingested at once to see what `ingest` does
 INGEST_ONCE = 16 << 20  # bytes: digits whole, a hundredth of what mnist would take in all
 
 
+class Rooms:
+    """Buffers for samples; the same ones for as many, as long as nobody asks for more than ever."""
+
+    def __init__(self) -> None:
+        self._largest: list[torch.Tensor] = []
+        self._known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def of(self, kept: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """For so many rows of `kept`, which are always the same; and for these as float32."""
+        found = self._known.get(count)
+        if found is None:
+            if not self._largest or len(self._largest[0]) < count:
+                as_kept = kept.new_empty(count, *kept.shape[1:])
+                as_float = as_kept if kept.dtype == torch.float32 else as_kept.to(torch.float32)
+                self._largest = [as_kept, as_float]
+                self._known.clear()
+            chosen = self._largest[0][:count]
+            found = chosen, chosen if self._largest[1] is self._largest[0] else self._largest[1][:count]
+            self._known[count] = found
+        return found
+
+
 class Samples:
     """Raw samples and targets as tensors on demand; a stream of samples is read batch by batch.
 
@@ -59,7 +81,7 @@ class Samples:
             inputs.mul_(self.scale)
         return inputs, self.targets(indices)
 
-    def unscaled(self, indices: torch.Tensor, room: dict[torch.dtype, torch.Tensor] | None = None) -> torch.Tensor:
+    def unscaled(self, indices: torch.Tensor, room: Rooms | None = None) -> torch.Tensor:
         """The inputs that become those of `at` when they are multiplied by `scale`; in buffers of `room` where they fit
         into those, which then hold them until the next call."""
         if self._ingested is None:
@@ -69,10 +91,9 @@ class Samples:
         kept, places = self._ingested, indices.to(self._device)
         if room is None:
             return kept.index_select(0, places).to(torch.float32)
-        chosen = torch.index_select(kept, 0, places, out=_room_for(kept, len(places), kept.dtype, room))
-        if kept.dtype == torch.float32:
-            return chosen
-        return _room_for(kept, len(places), torch.float32, room).copy_(chosen)
+        chosen, inputs = room.of(kept, len(places))
+        torch.index_select(kept, 0, places, out=chosen)
+        return inputs if inputs is chosen else inputs.copy_(chosen)
 
     def targets(self, indices: torch.Tensor) -> torch.Tensor:
         """Like the indices, which may have any shape."""
@@ -122,12 +143,17 @@ class ShuffledOrder:
 
     def next_batches(self, steps: int) -> torch.Tensor:
         """(steps, batch): the same for several steps."""
-        size = steps * self._batch
-        if self._position + size <= self._count:  # all of one epoch: one stretch of its order
+        stretches = []  # of the order of one epoch each
+        while steps:
+            whole = min(steps, (self._count - self._position) // self._batch)
+            if not whole:
+                self._begin_epoch()
+                continue
             start = self._position
-            self._position += size
-            return self._order[start : self._position].view(steps, self._batch)
-        return torch.stack([self.next_indices() for _ in range(steps)])
+            self._position += whole * self._batch
+            stretches.append(self._order[start : self._position])
+            steps -= whole
+        return (torch.cat(stretches) if len(stretches) > 1 else stretches[0]).view(-1, self._batch)
 
     def save(self) -> str:
         """The state as text, for `restore`."""
@@ -174,13 +200,3 @@ def _scale(spec: Spec, samples: Rows, first: Array) -> float | None:
         if not np.array_equal(ingest(spec, block).reshape(block.shape), np.multiply(block, scale, dtype=np.float32)):
             return None
     return float(scale)
-
-
-def _room_for(
-    kept: torch.Tensor, count: int, dtype: torch.dtype, room: dict[torch.dtype, torch.Tensor]
-) -> torch.Tensor:
-    """Rows of the buffer of that type, which grows where it must."""
-    buffer = room.get(dtype)
-    if buffer is None or len(buffer) < count:
-        buffer = room[dtype] = kept.new_empty(count, *kept.shape[1:], dtype=dtype)
-    return buffer[:count]

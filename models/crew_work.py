@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import IntEnum
+from functools import partial
 
 import torch
 
 from gossipml.models.crew import Crew, Link, as_floats
 from gossipml.models.kernels_cut import LINE, Pair, Share, find_pairs
-from gossipml.models.kernels_dense import Layer, Linear
+from gossipml.models.kernels_layers import Flow, Layer, Linear, Op, still
 from gossipml.models.optimise import moves
 from gossipml.models.spec import Sgd
 from gossipml.models.worker_wire import SharedView
@@ -70,10 +71,10 @@ class Exchange:
     input_gradients: tuple[torch.Tensor, ...]
     """The summands of the helpers; nothing is there for the first pair."""
 
-    def input(self, turn: int, batch: int) -> torch.Tensor:
+    def input(self, turn: int, batch: int) -> Flow:
         """(inputs, batch); those of the first pair are samples, which lie one after the other."""
         room = self.inputs[turn][: batch * self.pair.inputs]
-        return room.view(batch, -1).t() if self.pair.first else room.view(-1, batch)
+        return still(room.view(batch, -1).t() if self.pair.first else room.view(-1, batch))
 
 
 class Shared:
@@ -119,6 +120,7 @@ def _like(room: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
 _MESSAGE = struct.Struct("<BBBI")  # what to do; pair, or 1 for velocities; which of two inputs; samples, or bytes
 _DONE = b"."
+TAPES_KEPT = 64  # of a helper: two for each pair and size of a batch
 
 
 class _Do(IntEnum):
@@ -163,7 +165,7 @@ class CutPair:
         self._begun = True
         self._turn = 1 - self._turn
         batch = x.shape[1]
-        self._exchange.input(self._turn, batch).copy_(x)
+        self._exchange.input(self._turn, batch).now.copy_(x)
         self._crew.tell(_MESSAGE.pack(_Do.FORWARD, self._number, self._turn, batch))
 
     def forget(self) -> None:
@@ -172,29 +174,39 @@ class CutPair:
             self._crew.wait()
             self._begun = False
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self._begun:
-            self.begin(x)
-        y = self._share.forward(x)
-        self._crew.wait()
-        self._begun = False
-        for summand in self._exchange.outputs:
-            y.add_(_like(summand, y))
+    def forward(self, x: Flow, ops: list[Op]) -> Flow:
+        def begin() -> None:
+            if not self._begun:
+                self.begin(x.now)
+
+        def end() -> None:
+            self._crew.wait()
+            self._begun = False
+
+        ops.append(begin)
+        y = self._share.forward(x, ops)
+        ops.append(end)
+        ops += [partial(y.now.add_, _like(summand, y.now)) for summand in self._exchange.outputs]
         return y
 
-    def backward(self, d: torch.Tensor) -> torch.Tensor:
-        _like(self._exchange.output_gradient, d).copy_(d)
-        self._crew.tell(_MESSAGE.pack(_Do.BACKWARD, self._number, 0, d.shape[1]))
-        self._meanwhile()
-        out = self._share.backward(d)
+    def backward(self, d: Flow, ops: list[Op]) -> Flow:
+        message = _MESSAGE.pack(_Do.BACKWARD, self._number, 0, d.now.shape[1])
+        ops += [
+            partial(_like(self._exchange.output_gradient, d.now).copy_, d.now),
+            partial(self._crew.tell, message),
+            self._do_meanwhile,
+        ]
+        out = self._share.backward(d, ops)
         if not self.first:
-            self._crew.wait()
-            for summand in self._exchange.input_gradients:
-                out.add_(_like(summand, out))
+            ops.append(self._crew.wait)
+            ops += [partial(out.now.add_, _like(summand, out.now)) for summand in self._exchange.input_gradients]
         return out
 
-    def weigh(self, keep: float) -> None:
-        self._share.weigh(keep)
+    def weigh(self, keep: float, ops: list[Op]) -> None:
+        self._share.weigh(keep, ops)
+
+    def _do_meanwhile(self) -> None:
+        self._meanwhile()
 
 
 class CutNetwork:
@@ -258,6 +270,15 @@ def help_with(link: Link, descriptor: int, number: int) -> None:
                 helper.store(velocity=bool(which))
 
 
+@dataclass(frozen=True)
+class _Tape:
+    """The operations of a helper's share of a pair."""
+
+    forward: list[Op]
+    backward: list[Op]
+    weigh: list[Op]
+
+
 class _Helper:
     """Answers, by one byte, where the caller waits."""
 
@@ -270,19 +291,39 @@ class _Helper:
             share.write_into(exchange.outputs[number - 1], exchange.input_gradients[number - 1])
         self._keep = plan.sgd.momentum if plan.sgd else 0.0
         self._moves = [moves(plan.sgd, [(share.values, share.velocity)]) for share in self._shares if plan.sgd]
+        self._tapes: dict[tuple[int, int, int], _Tape] = {}
+        self._turns = [0] * len(plan.pairs)
 
     def forward(self, number: int, turn: int, batch: int) -> None:
-        self._shares[number].forward(self._exchanges[number].input(turn, batch))
+        self._turns[number] = turn
+        for op in self._tape(number, batch).forward:
+            op()
         self._link.send(_DONE)
 
     def backward(self, number: int, batch: int) -> None:
-        gradient = self._exchanges[number].output_gradient[: batch * self._pairs[number].outputs]
-        self._shares[number].backward(gradient.view(-1, batch))
+        tape = self._tape(number, batch)
+        for op in tape.backward:
+            op()
         if not self._pairs[number].first:
             self._link.send(_DONE)
-        self._shares[number].weigh(self._keep)
+        for op in tape.weigh:
+            op()
         if self._moves:
             self._moves[number]()
+
+    def _tape(self, number: int, batch: int) -> _Tape:
+        turn = self._turns[number]
+        tape = self._tapes.get((number, turn, batch))
+        if tape is None:
+            if len(self._tapes) >= TAPES_KEPT:
+                self._tapes.clear()
+            share, exchange = self._shares[number], self._exchanges[number]
+            tape = self._tapes[number, turn, batch] = _Tape([], [], [])
+            share.forward(exchange.input(turn, batch), tape.forward)
+            gradient = exchange.output_gradient[: batch * exchange.pair.outputs].view(-1, batch)
+            share.backward(still(gradient), tape.backward)
+            share.weigh(self._keep, tape.weigh)
+        return tape
 
     def load(self, *, velocity: bool) -> None:
         for share in self._shares:

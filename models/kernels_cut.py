@@ -19,7 +19,7 @@ from itertools import pairwise
 
 import torch
 
-from gossipml.models.kernels_dense import Activation, Layer, Linear
+from gossipml.models.kernels_layers import Activation, Flow, Layer, Linear, Op
 
 LINE = 16  # numbers in a line of the cache, and in a register of AVX-512
 OF_CALLER = 0.75  # of an even share: it has the samples and the last layer, too; 0.7 to 0.85 is better than 0.92 and 1
@@ -112,25 +112,25 @@ class Share:
             layer.bind(self.values.unsqueeze(0), self.velocity.unsqueeze(0))
 
     def write_into(self, output: torch.Tensor, input_gradient: torch.Tensor) -> None:
-        """From now on `forward` and `backward` give what lies at the beginning of these."""
+        """What `forward` and `backward` give comes to lie at the beginning of these."""
         self._linear[1].room.keep("y", output)
         self._linear[0].room.keep("d", input_gradient)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Its summand of the output."""
+    def forward(self, x: Flow, ops: list[Op]) -> Flow:
+        """What computes its summand of the output."""
         for layer in self._layers:
-            x = layer.forward(x)
+            x = layer.forward(x, ops)
         return x
 
-    def backward(self, d: torch.Tensor) -> torch.Tensor:
-        """Its summand of the gradient of the input."""
+    def backward(self, d: Flow, ops: list[Op]) -> Flow:
+        """What computes its summand of the gradient of the input."""
         for layer in reversed(self._layers):
-            d = layer.backward(d)
+            d = layer.backward(d, ops)
         return d
 
-    def weigh(self, keep: float) -> None:
+    def weigh(self, keep: float, ops: list[Op]) -> None:
         for layer in reversed(self._linear):
-            layer.weigh(keep)
+            layer.weigh(keep, ops)
 
     def load(self, vector: torch.Tensor, *, velocity: bool) -> None:
         """Takes its parameters, or velocities, out of all of them (size,)."""

@@ -1,11 +1,8 @@
 """Dense networks by hand: `nn.Sequential` of `Linear`, `ReLU`, `Tanh`, `Sigmoid`, `Dropout`, and `Flatten` before them.
 
-Two or three matrix products a layer, into buffers that are kept: small networks spend more time in autograd and in
-allocations than in those. Of N > 1 models all layers run as batched products.
-
-Between the layers a column is a sample, so that the long sides of the products, inputs and batch, lie along the rows:
-forward `W x` and gradient `d x'` of 784-10 take 8 to 14 us a model, where `x W'` and `x' d` take 21; of 784-100 77 in
-place of 91 (batch 32, N = 4 to 25). Softmax over the columns takes a twentieth of the time of one over short rows.
+Two or three matrix products a layer, into buffers that are kept, from lists of operations that are made once (see
+`kernels_layers`): small networks spend more time in autograd and in allocations than in those. Of N > 1 models all
+layers run as batched products.
 
 The gradient of the loss is written by hand, too, where `Spec.loss` says which one it is (see `losses`); otherwise it
 comes from autograd over the outputs alone, which is exact for any function of them.
@@ -16,41 +13,47 @@ Not here: frozen, shared or hooked layers, and layers of other kinds; `kernels.k
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, TypeAlias, runtime_checkable
+from typing import TypeVar
 
 import torch
 from torch import nn
 
+from gossipml.models.kernels_layers import Activation, Dropout, Flow, Layer, Linear, Op, Room, Weighing
 from gossipml.models.losses import Loss, Slope, loss_of, slope_of
 from gossipml.models.spec import Spec
 
-_aten = torch.ops.aten
-_Forward: TypeAlias = Callable[[torch.Tensor, torch.Tensor], object]
-_Backward: TypeAlias = Callable[[torch.Tensor, torch.Tensor], object]
+T = TypeVar("T")
+
+STEPS_KEPT = 16  # lists of operations, for other numbers of models and samples
 
 
-class Layer(Protocol):
-    """One model (k, batch), or N models (N, k, batch)."""
+class _Step:
+    """The operations of one step on so many samples of so many models."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The output, which stays as it is until the next `forward`; `x` must, too."""
+    def __init__(self, x: Flow, output: Flow, slope: torch.Tensor, forward: list[Op], back: list[Op]) -> None:
+        count = 1 if x.one else len(x.now)
+        self._x = x
+        self._outputs, self._slopes = (each.view(count, *each.shape[-2:]) for each in (output.now, slope))
+        self._forward, self._back = forward, back
+        self._inputs: torch.Tensor | None = None
 
-    def backward(self, d: torch.Tensor) -> torch.Tensor:
-        """From the gradient of the output, which may be overwritten, that of the input."""
-
-
-@runtime_checkable
-class Weighing(Layer, Protocol):
-    """A layer with parameters."""
-
-    first: bool
-    """Nobody asks for the gradient of its input."""
-
-    def bind(self, vectors: torch.Tensor, gradients: torch.Tensor | None) -> None:
-        """Where its parameters, and their gradients if these are wanted, lie until the next `bind`."""
-
-    def weigh(self, keep: float) -> None:
-        """Adds the gradient of the parameters, of the last `forward` and `backward`, to `keep` times what is there."""
+    def take(
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], T],
+    ) -> T:
+        """What `loss` gives, whose slope goes back."""
+        if inputs is not self._inputs:
+            x, self._inputs = self._x, inputs
+            x.across = inputs.reshape(*x.now.shape[:-2], x.now.shape[-1], -1)
+            x.now = x.across.transpose(-1, -2)
+        for op in self._forward:
+            op()
+        found = loss(self._outputs, targets, self._slopes)
+        for op in self._back:
+            op()
+        return found
 
 
 class DenseKernel:
@@ -62,9 +65,11 @@ class DenseKernel:
         self._weighing[0].first = True
         self._linear = [layer for layer in layers if isinstance(layer, Linear)]
         self._loss = loss
-        self._slope = slope or loss
-        self._room = _Room()
-        self._bound: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self._slope = slope or Slope(lambda targets, _: targets, loss, sums=False)
+        self._room = Room()
+        self._bound: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._steps: dict[tuple[torch.Size, float], _Step] = {}  # on what is bound
+        self._descents: dict[tuple[torch.Size, float], _Step] = {}  # on what is held
 
     def accumulate(
         self,
@@ -74,48 +79,76 @@ class DenseKernel:
         gradients: torch.Tensor,
         keep: float = 0.0,
     ) -> torch.Tensor:
-        count, batch = inputs.shape[:2]
-        self._bind(vectors, gradients)
-        x = self._outputs(inputs)
-        d = self._room.of("d", x.shape, x)
-        losses = self._loss(x.view(count, -1, batch), targets, d.view(count, -1, batch))
-        for layer in reversed(self._layers):
-            d = layer.backward(d)
-        for weighing in reversed(self._weighing):
-            weighing.weigh(keep)
-        return losses
+        bound = self._bound
+        if bound is None or not (_same(vectors, bound[0]) and _same(gradients, bound[1])):
+            self._steps.clear()
+            self._bound = vectors, gradients  # held, so that nothing else comes to lie at their addresses
+        step = self._steps.get((inputs.shape, keep))
+        if step is None:
+            for layer in self._weighing:
+                layer.bind(vectors, gradients)
+            step, back = self._record(inputs)
+            for layer in reversed(self._weighing):
+                layer.weigh(keep, back)
+            _keep(self._steps, (inputs.shape, keep), step)
+        return step.take(inputs, targets, self._loss)
 
     def scale(self, factor: float) -> None:
         """From now on the samples are to be multiplied by it: in the products, where that costs nothing."""
         self._linear[0].factor = factor
+        self._steps.clear()
+        self._descents.clear()
 
-    def descend(self, vectors: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor, rate: float) -> None:
-        """vectors <- vectors - rate * d loss / d parameters: SGD without momentum, for which nobody needs the gradients
-        by themselves, nor the losses. Shapes as in `kernels.Kernel`."""
-        count, batch = inputs.shape[:2]
-        self._bind(vectors, None)
-        x = self._outputs(inputs)
-        d = self._room.of("d", x.shape, x)
-        self._slope(x.view(count, -1, batch), targets, d.view(count, -1, batch))
-        for layer in reversed(self._layers):
-            d = layer.backward(d)
+    def hold(self, vectors: torch.Tensor) -> None:
+        """Copies of the parameters in `vectors` (N, size), layer by layer, for `descend`: batched products into
+        matrices of which each begins at another vector are done one by one."""
+        fitted = [linear.hold(vectors) for linear in self._linear]
+        if not all(fitted):
+            self._descents.clear()
+
+    def prepare(self, targets: torch.Tensor) -> torch.Tensor:
+        """Of targets (..., N, batch) what `descend` takes of them, (..., N, ...)."""
+        return self._slope.prepare(targets, self._linear[-1].outputs)
+
+    def descend(self, inputs: torch.Tensor, prepared: torch.Tensor, rate: float) -> None:
+        """One step of the first models that are held: minus rate * d loss / d parameters. SGD without momentum needs
+        neither the gradients by themselves nor the losses. Inputs as in `kernels.Kernel`; for the targets see
+        `prepare`."""
+        step = self._descents.get((inputs.shape, rate))
+        if step is None:
+            for linear in self._linear:
+                linear.bind_held(len(inputs))
+            step, back = self._record(inputs)
+            for linear in self._linear:
+                linear.descend(rate / inputs.shape[1] if self._slope.sums else rate, back)
+            _keep(self._descents, (inputs.shape, rate), step)
+        step.take(inputs, prepared, self._slope.find)
+
+    def release(self, vectors: torch.Tensor) -> None:
+        """Undo of `hold`: the parameters as they are now go into `vectors`."""
         for linear in self._linear:
-            linear.descend(rate)
+            linear.release(vectors)
 
-    def _outputs(self, inputs: torch.Tensor) -> torch.Tensor:
+    def _record(self, inputs: torch.Tensor) -> tuple[_Step, list[Op]]:
+        """A step on samples like these, without the last part of its way back, which is to be added to the list."""
         count, batch = inputs.shape[:2]
-        x = (inputs.reshape(batch, -1) if count == 1 else inputs.reshape(count, batch, -1)).transpose(-1, -2)
+        across = inputs.reshape(batch, -1) if count == 1 else inputs.reshape(count, batch, -1)
+        x = output = Flow(across.transpose(-1, -2), across, moves=True)
+        forward: list[Op] = []
+        back: list[Op] = []
         for layer in self._layers:
-            x = layer.forward(x)
-        return x
+            output = layer.forward(output, forward)
+        slope = self._room.of("d", output.now.shape, output.now)
+        d = Flow(slope, slope.transpose(-1, -2))
+        for layer in reversed(self._layers):
+            d = layer.backward(d, back)
+        return _Step(x, output, slope, forward, back), back
 
-    def _bind(self, vectors: torch.Tensor, gradients: torch.Tensor | None) -> None:
-        """Making views takes longer than a small product; a peer comes with the same vectors each time."""
-        if self._bound is not None and _same(vectors, self._bound[0]) and _same(gradients, self._bound[1]):
-            return
-        for layer in self._weighing:
-            layer.bind(vectors, gradients)
-        self._bound = vectors, gradients  # held, so that nothing else comes to lie at their addresses
+
+def _keep(steps: dict[tuple[torch.Size, float], _Step], key: tuple[torch.Size, float], step: _Step) -> None:
+    if len(steps) >= STEPS_KEPT:
+        steps.clear()
+    steps[key] = step
 
 
 def dense_kernel(spec: Spec, module: nn.Module) -> DenseKernel | None:
@@ -141,7 +174,7 @@ def dense_layers(module: nn.Module) -> list[Layer]:
             case nn.ReLU() | nn.Tanh() | nn.Sigmoid() if layers:
                 layers.append(Activation(type(layer).__name__))
             case nn.Dropout(p=p) if layers and p < 1:
-                layers += [_Dropout(p)] * (p > 0)
+                layers += [Dropout(p)] * (p > 0)
             case _:
                 return []
     # Shared layers count once in the vector and twice here.
@@ -165,164 +198,7 @@ def _plain(layer: nn.Module) -> bool:
     )
 
 
-class Linear:
-    """`y = W x + b`, W (outputs, inputs) as torch has it, from `offset` on in the vector."""
-
-    def __init__(self, inputs: int, outputs: int, has_bias: bool, offset: int) -> None:
-        self.inputs, self.outputs = inputs, outputs
-        self.has_bias = has_bias
-        self.offset = offset
-        self.size = (inputs + has_bias) * outputs
-        self.first = False
-        self.factor = 1.0
-        """Of the input."""
-        self.room = _Room()
-        self._ones = torch.empty(0, 1)
-
-    def bind(self, vectors: torch.Tensor, gradients: torch.Tensor | None) -> None:
-        self._weight, self._bias = self.views(vectors)
-        if gradients is not None:
-            self._weight_gradient, self._bias_gradient = self.views(gradients)
-
-    def views(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of vectors (N, ...), weights (N, outputs, inputs) and biases (N, outputs, 1); for N = 1 without N."""
-        count, middle = len(vectors), self.offset + self.inputs * self.outputs
-        weights = vectors[:, self.offset : middle].view(count, self.outputs, self.inputs)
-        biases = vectors[:, middle : middle + self.outputs * self.has_bias].unsqueeze(2)
-        return (weights[0], biases[0]) if count == 1 else (weights, biases)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self._x = x
-        y = self.room.of("y", (*x.shape[:-2], self.outputs, x.shape[-1]), x)
-        add = torch.addmm if x.dim() == 2 else torch.baddbmm
-        if self.has_bias:
-            return add(self._bias, self._weight, x, alpha=self.factor, out=y)
-        return add(y, self._weight, x, beta=0, alpha=self.factor, out=y)
-
-    def backward(self, d: torch.Tensor) -> torch.Tensor:
-        self._d = d  # stays as it is: layers before this one write into `out`
-        if self.first:
-            return d  # nobody asks for the gradient of the samples
-        out = self.room.of("d", self._x.shape, d)
-        return (torch.mm if d.dim() == 2 else torch.bmm)(self._weight.transpose(-1, -2), d, out=out)
-
-    def weigh(self, keep: float) -> None:
-        self._add_gradient(self._weight_gradient, self._bias_gradient, keep, 1.0)
-
-    def descend(self, rate: float) -> None:
-        """A step of SGD."""
-        self._add_gradient(self._weight, self._bias, 1.0, -rate)
-
-    def _add_gradient(self, weight: torch.Tensor, bias: torch.Tensor, keep: float, times: float) -> None:
-        """To `keep` times what is there."""
-        x, d = self._x, self._d
-        one = d.dim() == 2
-        add = torch.addmm if one else torch.baddbmm
-        add(weight, d, x.transpose(-1, -2), beta=keep, alpha=times * self.factor, out=weight)
-        if not self.has_bias:
-            return
-        if one:  # one product with ones is faster than a sum and a sum of sums; of many models it is slower
-            if len(self._ones) != d.shape[1] or self._ones.device != d.device:
-                self._ones = d.new_ones(d.shape[1], 1)
-            torch.addmm(bias, d, self._ones, beta=keep, alpha=times, out=bias)
-            return
-        total = torch.sum(d, -1, keepdim=True, out=self.room.of("b", (*d.shape[:-1], 1), d))
-        if keep != 1.0:
-            bias.mul_(keep)
-        bias.add_(total, alpha=times)
-
-
-class Activation:
-    def __init__(self, kind: str) -> None:
-        """`kind`: the name of torch's class."""
-        self.kind = kind
-        self._forward, self._backward = _ACTIVATIONS[kind]
-        self._room = _Room()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self._y = self._room.of("y", x.shape, x)
-        self._forward(x, self._y)
-        return self._y
-
-    def backward(self, d: torch.Tensor) -> torch.Tensor:
-        self._backward(d, self._y)
-        return d
-
-
-class _Dropout:
-    """Draws as `nn.Dropout` does: the same generator gives the same masks."""
-
-    def __init__(self, p: float) -> None:
-        self._p = p
-        self._room = _Room()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        drawn = self._room.of("mask", (*x.shape[:-2], x.shape[-1], x.shape[-2]), x)
-        self._mask = drawn.bernoulli_(1 - self._p).mul_(1 / (1 - self._p)).transpose(-1, -2)
-        return torch.mul(x, self._mask, out=self._room.of("y", x.shape, x))
-
-    def backward(self, d: torch.Tensor) -> torch.Tensor:
-        return d.mul_(self._mask)
-
-
-def _relu(x: torch.Tensor, out: torch.Tensor) -> object:
-    return torch.clamp(x, min=0, out=out)
-
-
-def _relu_backward(d: torch.Tensor, y: torch.Tensor) -> object:
-    return _aten.threshold_backward.grad_input(d, y, 0, grad_input=d)
-
-
-def _tanh(x: torch.Tensor, out: torch.Tensor) -> object:
-    return torch.tanh(x, out=out)
-
-
-def _tanh_backward(d: torch.Tensor, y: torch.Tensor) -> object:
-    return _aten.tanh_backward.grad_input(d, y, grad_input=d)
-
-
-def _sigmoid(x: torch.Tensor, out: torch.Tensor) -> object:
-    return torch.sigmoid(x, out=out)
-
-
-def _sigmoid_backward(d: torch.Tensor, y: torch.Tensor) -> object:
-    return _aten.sigmoid_backward.grad_input(d, y, grad_input=d)
-
-
-# Forward into `out`; backward in place, from the gradient of the output and the output.
-_ACTIVATIONS: Final[dict[str, tuple[_Forward, _Backward]]] = {
-    "ReLU": (_relu, _relu_backward),
-    "Tanh": (_tanh, _tanh_backward),
-    "Sigmoid": (_sigmoid, _sigmoid_backward),
-}
-
-
-class _Room:
-    """Buffers that are kept from one call to the next; a smaller one lies at the beginning of the largest yet."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, torch.Tensor] = {}
-        self._views: dict[str, torch.Tensor] = {}
-
-    def keep(self, name: str, buffer: torch.Tensor) -> None:
-        """Use this one from now on, as far as it goes."""
-        self._buffers[name] = buffer.view(-1)
-        self._views.pop(name, None)
-
-    def of(self, name: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        view = self._views.get(name)
-        if view is None or view.shape != shape or view.device != like.device:
-            size = torch.Size(shape).numel()
-            buffer = self._buffers.get(name)
-            if buffer is None or buffer.numel() < size or buffer.device != like.device:
-                buffer = self._buffers[name] = like.new_empty(size)
-            view = self._views[name] = buffer[:size].view(shape)
-        return view
-
-
-def _same(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
-    if first is None or second is None:
-        return first is second
+def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
     return first is second or (
         first.data_ptr() == second.data_ptr()
         and first.shape == second.shape

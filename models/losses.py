@@ -7,6 +7,7 @@ A specification says that its `loss` is one of these with `spec.standard_loss`; 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -17,8 +18,18 @@ from gossipml.models.spec import Spec, StandardLoss
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Of outputs (N, k, b) and targets (N, b) of N models the losses (N,), means over the batch; and in the third, like
 the outputs, the gradient of their sum."""
-Slope: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]
-"""The same for who wants the gradient alone."""
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The gradient alone, for who takes many steps at once."""
+
+    prepare: Callable[[torch.Tensor, int], torch.Tensor]
+    """From targets (..., N, b), and the number k of outputs, what `find` takes for the targets (..., N, ...)."""
+    find: Loss | Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]
+    """Like a `Loss`, whatever it returns."""
+    sums: bool
+    """Whether it gives the gradient of the sum over the batch, which is `b` times that of the mean."""
 
 
 def loss_of(spec: Spec) -> Loss:
@@ -30,7 +41,9 @@ def loss_of(spec: Spec) -> Loss:
 def slope_of(spec: Spec) -> Slope:
     """Of the loss of the specification."""
     kind: StandardLoss | None = getattr(spec.loss, "standard_loss", None)
-    return softmax_minus_targets if kind == "cross-entropy" else loss_of(spec)
+    if kind == "cross-entropy":
+        return Slope(_ones_of, softmax_minus_targets, sums=True)
+    return Slope(lambda targets, _: targets, loss_of(spec), sums=False)
 
 
 def softmax_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -44,10 +57,10 @@ def softmax_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, gradient
     return losses
 
 
-def softmax_minus_targets(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> None:
-    """The gradient of `softmax_cross_entropy`, in half of its time."""
+def softmax_minus_targets(outputs: torch.Tensor, ones: torch.Tensor, gradient: torch.Tensor) -> None:
+    """The gradient of the sum of cross entropies; `ones` (N, k, b): 1 at the targets, else 0."""
     torch.softmax(outputs, 1, out=gradient)
-    gradient.sub_(_one_hot(targets, outputs)).mul_(1 / outputs.shape[2])
+    gradient.sub_(ones)
 
 
 def squared_error_of_classes(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -87,6 +100,10 @@ def by_autograd(spec: Spec) -> Loss:
 def _one_hot(targets: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
     """Like the outputs: 1 at the targets, else 0. A scatter into them takes longer."""
     return torch.eq(targets.unsqueeze(1), _classes(outputs.shape[1], outputs.device), out=torch.empty_like(outputs))
+
+
+def _ones_of(targets: torch.Tensor, classes: int) -> torch.Tensor:
+    return torch.eq(targets.unsqueeze(-2), _classes(classes, targets.device)).to(torch.float32)
 
 
 @lru_cache(maxsize=8)

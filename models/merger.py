@@ -50,13 +50,36 @@ class Merger:
         """Our parameters are others now: how far neighbours were from the former ones says nothing of these."""
         self._bound, self._buffers_bound = (ClippingBound(self.rule.factor) for _ in range(2))
 
-    def take(self, x: A, m: A, weight: float, share: float = 1.0) -> MergeReport:
-        """x <- (1 - weight) x + weight m by the rule; x (P,) is changed in place, m (P,) is used up.
+    def take(self, x: A, m: A, weight: float, share: float = 1.0, room: A | None = None) -> MergeReport:
+        """x <- (1 - weight) x + weight m by the rule; x (P,) is changed in place, m (P,) is used up, or `room` (P,)
+        where that is given.
 
         `m` is finite; it holds that share of a model's parameters and all its buffers, and equals x elsewhere: the
         distance is what it would be were all parameters as far away as those.
         """
-        return take_rows([self], x[None], m[None], [weight], share)[0]
+        check_weight(weight)
+        split = self._split
+        own = _length(x[:split])
+        if not math.isfinite(own):
+            return NOT_FINITE
+        if fault := self._fault(m, _length(m)):
+            return fault
+        target = slerp(x[None], m[None], np.array([weight]), split)[0] if self.rule.name == "slerp" else None
+        differences = _difference(m, x, m if room is None else room)
+        distance = _length(differences[:split]) / math.sqrt(share)
+        if target is not None:
+            x[:] = target
+            return MergeReport(True, "", distance)
+        factor = self._factor(weight, own, distance, share)
+        if isinstance(factor, str):
+            return MergeReport(False, factor, distance)
+        if self.rule.name == "clipping" and split < len(x):
+            buffers = differences[split:]
+            _move(x[split:], buffers, self._buffers_factor(weight, _length(x[split:]), _length(buffers)))
+            _move(x[:split], differences[:split], factor)
+        else:
+            _move(x, differences, factor)
+        return MergeReport(True, "", distance)
 
     def take_together(self, x: A, models: Sequence[A]) -> list[MergeReport]:
         """x <- the rule of x and all `models` (P,), which are finite; a report for each of them."""
@@ -105,7 +128,10 @@ class Merger:
 
 
 def take_rows(mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], share: float = 1.0) -> list[MergeReport]:
-    """`Merger.take` of N peers at once, each with its own merger, all of one rule: x and m are (N, P)."""
+    """`Merger.take` of N peers at once, each with its own merger, all of one rule: x and m are (N, P).
+
+    For a GPU, where many small operations cost more than passes over memory; on a CPU it is the other way round.
+    """
     first = mergers[0]
     split, rule = first._split, first.rule.name
     for weight in weights:
@@ -138,7 +164,7 @@ def take_rows(mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], s
     factors = [0.0 if isinstance(move, str) else move for move in moves]
     if rule == "clipping" and split < x.shape[-1]:
         lengths = zip(mergers, weights, moves, _lengths(x[:, split:]), _lengths(m[:, split:]), strict=True)
-        _move(
+        _move_rows(
             x[:, split:],
             m[:, split:],
             [
@@ -146,22 +172,39 @@ def take_rows(mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], s
                 for merger, weight, move, own, distance in lengths
             ],
         )
-        _move(x[:, :split], m[:, :split], factors)
+        _move_rows(x[:, :split], m[:, :split], factors)
     else:
-        _move(x, m, factors)
+        _move_rows(x, m, factors)
     return [
         MergeReport(not isinstance(move, str), move if isinstance(move, str) else "", distance)
         for move, distance in zip(moves, distances, strict=True)
     ]
 
 
-def _move(x: A, differences: A, factors: Sequence[float]) -> None:
+def _difference(m: A, x: A, out: A) -> A:
+    """m - x."""
+    if is_numpy(x):
+        return np.subtract(m, x, out=out)
+    import torch  # somebody has made tensors of it
+
+    found: A = torch.sub(m, x, out=out)
+    return found
+
+
+def _move(x: A, differences: A, factor: float) -> None:
+    """x (P,) += factor times the differences, which are used up."""
+    if is_numpy(x):
+        differences *= np.float32(factor)
+        x += differences
+    else:
+        x.add_(differences, alpha=factor)
+
+
+def _move_rows(x: A, differences: A, factors: Sequence[float]) -> None:
     """x (N, P) += each factor times its difference, which is used up."""
     if is_numpy(x):
         differences *= np.array(factors, np.float32)[:, None]
         x += differences
-    elif len(x) == 1:
-        x.add_(differences, alpha=factors[0])
     else:
         x.addcmul_(differences, x.new_tensor(factors)[:, None])
 
@@ -178,6 +221,8 @@ def _lengths(rows: A) -> list[float]:
 
 def _length(vector: A) -> float:
     """L2 norm; as a dot product a tenth of what squaring and adding up takes."""
+    if not is_numpy(vector):
+        return math.sqrt(vector.dot(vector).item()) if vector.shape[0] else 0.0
     with np.errstate(over="ignore"):  # infinite then
         return math.sqrt(float(vector @ vector)) if len(vector) else 0.0
 

@@ -16,7 +16,8 @@ from gossipml.models.crew import Crew
 from gossipml.models.crew_work import CutNetwork
 from gossipml.models.flat import FlatModule
 from gossipml.models.kernels import Kernel
-from gossipml.models.kernels_dense import DenseKernel, Layer
+from gossipml.models.kernels_dense import DenseKernel
+from gossipml.models.kernels_layers import Layer
 from gossipml.models.losses import Loss
 from gossipml.models.optimise import FlatSgd, TorchOptimiser, moves
 

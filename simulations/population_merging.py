@@ -25,6 +25,7 @@ from gossipml.models.trainer import MergeReport
 from gossipml.models.training import MERGE_SHARE, share_of_average
 from gossipml.simulations.population_training import Threads
 
+WORTH_THREADS = 1 << 24  # parameters to merge, from which on two threads are faster than one (guess)
 CHUNK_BYTES = 1 << 20  # of models that are rounded at once: with two or three intermediate ones they fit the cache
 REFUSED = MergeReport(False, f"holds values that are not finite, or beyond {MAX_MAGNITUDE:g}", 0.0, fault=True)
 
@@ -95,7 +96,8 @@ class Mixer:
         self._mergers = [Merger(rule, coordinates) for _ in range(len(x))]
         self._outgoing: dict[int, Outgoing] = {}
         self._threads = threads
-        self._most = max(1, CHUNK_BYTES // (4 * x.shape[1])) if x.device.type == "cpu" else 4096
+        self._one_by_one = x.device.type == "cpu"  # in the cache from the first pass to the last, and in place
+        self._most = max(1, CHUNK_BYTES // (4 * x.shape[1])) if self._one_by_one else 4096
         self._doubtful = False
         self._merges: dict[int, int] = {}  # since the last step, of those that are watched
         self.served: dict[int, torch.Tensor] = {}
@@ -128,6 +130,10 @@ class Mixer:
             return taken
 
         def job(place: slice) -> None:
+            if form.values == "float32" and self._one_by_one:
+                for row, peer in zip(taken[place], peers[place], strict=True):
+                    self.pool.rows[row].copy_(self.x[peer])
+                return
             values = self.x[sources[place].to(self.x.device)]
             if form.share == 1.0 and form.values != "float32":
                 values = received(form, values, values, exact=exact)
@@ -162,6 +168,11 @@ class Mixer:
         for place, each in enumerate(merges):
             alike.setdefault(each.form, []).append(place)
 
+        def one_by_one(places: Sequence[int]) -> None:
+            room = self.x.new_empty(self.x.shape[1])
+            for place in places:
+                found[place] = self._merge_one(merges[place], room)
+
         def job(places: list[int]) -> None:
             form = merges[places[0]].form
             receivers = torch.tensor([merges[place].receiver for place in places], device=self.x.device)
@@ -180,9 +191,28 @@ class Mixer:
                     if report.applied:
                         self._moved(merges[place].receiver, MERGE_SHARE * form.share)
 
-        chunks = [places[a : a + self._most] for places in alike.values() for a in range(0, len(places), self._most)]
-        self._threads.map(job, chunks)
+        if self._one_by_one:
+            count = self._threads.count if len(merges) * self.x.shape[1] > WORTH_THREADS else 1
+            self._threads.map(one_by_one, [range(first, len(merges), count) for first in range(count)])
+        else:
+            chunks = [
+                places[a : a + self._most] for places in alike.values() for a in range(0, len(places), self._most)
+            ]
+            self._threads.map(job, chunks)
         return found
+
+    def _merge_one(self, merging: Merging, room: torch.Tensor) -> MergeReport:
+        """`room` (P,) is anything afterwards."""
+        form, receiver = merging.form, merging.receiver
+        own, model = self.x[receiver], self.pool.rows[merging.row]
+        if form.share < 1.0:
+            model = self._incoming([merging.row], own[None], form)[0]
+        if not self._good(model[None])[0]:
+            return REFUSED
+        report = self._mergers[receiver].take(own, model, merging.weight, form.share, room)
+        if report.applied:
+            self._moved(receiver, MERGE_SHARE * form.share)
+        return report
 
     def merge_together(self, receiver: int, merges: Sequence[Merging]) -> list[MergeReport]:
         """By a rule that compares models; a report for each."""

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from gossipml.errors import UserError
-from gossipml.models.batches import Samples, ShuffledOrder
+from gossipml.models.batches import Rooms, Samples, ShuffledOrder
 from gossipml.models.dataset import Dataset, is_stream
 from gossipml.models.flat import build_flat
 from gossipml.models.kernels import Kernel, kernel_for
@@ -89,16 +89,20 @@ class _Hand:
         self.kernel = kernel
         self.dense = kernel if isinstance(kernel, DenseKernel) else None
         self._samples = samples
-        self._room: dict[torch.dtype, torch.Tensor] = {}
+        self._room = Rooms()
+        self._fetched: tuple[torch.Tensor, torch.Tensor] | None = None
         if self.dense is not None:
             self.dense.scale(samples.scale)
 
-    def fetch(self, places: torch.Tensor) -> torch.Tensor:
-        """The samples at `places` (N, batch), as the kernel takes them; until the next call."""
-        inputs = self._samples.unscaled(places.flatten(), self._room)
+    def fetch(self, places: torch.Tensor, count: int) -> torch.Tensor:
+        """The samples at `places` (count * batch,), as the kernel takes them (count, batch, ...); until the next call.
+        The same tensor as the last time where it can be, so that nobody needs new views of it."""
+        inputs = self._samples.unscaled(places, self._room)
         if self.dense is None and self._samples.scale != 1.0:
             inputs.mul_(self._samples.scale)
-        return inputs.view(*places.shape, *inputs.shape[1:])
+        if self._fetched is None or self._fetched[0] is not inputs or len(self._fetched[1]) != count:
+            self._fetched = inputs, inputs.view(count, -1, *inputs.shape[1:])
+        return self._fetched[1]
 
 
 class Trainees:
@@ -217,27 +221,35 @@ class Trainees:
             if steps:
                 places[:steps, number] = self._parts[peer][self._orders[peer].next_batches(steps)]
         targets = self._samples.targets(places)
+        if descends is not None:
+            targets = descends.prepare(targets)
         rows = peers.to(self._device)
         x = self.x.index_select(0, rows)
+        if descends is not None:
+            descends.hold(x)
         if self._velocity is not None:
             velocity = self._velocity.index_select(0, rows)
         else:
             velocity = x.new_empty(len(chunk), self.parameter_count if descends is None else 0)
         values = x[:, : self.parameter_count]
-        active, own_x, own_velocity, own_values = -1, x, velocity, values
-        for step in range(most):
-            active_now = sum(steps > step for _, steps in chunk)
-            if active_now != active:
-                active = active_now
-                own_x, own_velocity, own_values = x[:active], velocity[:active], values[:active]
-            inputs = hand.fetch(places[step, :active])
-            if descends is not None:
-                descends.descend(own_x, inputs, targets[step, :active], sgd.learning_rate)
-                continue
-            hand.kernel.accumulate(own_x, inputs, targets[step, :active], own_velocity, sgd.momentum)
-            if sgd.weight_decay:
-                own_velocity.add_(own_values, alpha=sgd.weight_decay)
-            own_values.add_(own_velocity, alpha=-sgd.learning_rate)
+        begin = 0
+        for active, end in _stages([steps for _, steps in chunk]):
+            own_x, own_velocity, own_values = x[:active], velocity[:active], values[:active]
+            stage = slice(begin, end)
+            for where, own_targets in zip(
+                places[stage, :active].flatten(1).unbind(), targets[stage, :active].unbind(), strict=True
+            ):
+                inputs = hand.fetch(where, active)
+                if descends is not None:
+                    descends.descend(inputs, own_targets, sgd.learning_rate)
+                    continue
+                hand.kernel.accumulate(own_x, inputs, own_targets, own_velocity, sgd.momentum)
+                if sgd.weight_decay:
+                    own_velocity.add_(own_values, alpha=sgd.weight_decay)
+                own_values.add_(own_velocity, alpha=-sgd.learning_rate)
+            begin = end
+        if descends is not None:
+            descends.release(x)
         finite = x.sum(-1).isfinite()
         if bool(finite.all()):
             self.x[rows] = x
@@ -259,7 +271,7 @@ class Trainees:
             gradient = self._gradients[peer : peer + 1]
             for _ in range(steps):
                 places = self._parts[peer][self._orders[peer].next_indices()][None]
-                hand.kernel.accumulate(row, hand.fetch(places), self._samples.targets(places), gradient)
+                hand.kernel.accumulate(row, hand.fetch(places[0], 1), self._samples.targets(places), gradient)
                 self._optimisers[peer].step()
             if not bool(row.sum().isfinite()):
                 row.copy_(before)
@@ -317,7 +329,9 @@ class Trainees:
         before = torch.get_rng_state()
         places = self._parts[0][:1].repeat(2)[None]  # two: batch norm wants more than one
         gradient, hand = self.first.new_empty(1, self.parameter_count), self._hand()
-        hand.kernel.accumulate(self.first.clone()[None], hand.fetch(places), self._samples.targets(places), gradient)
+        hand.kernel.accumulate(
+            self.first.clone()[None], hand.fetch(places[0], 1), self._samples.targets(places), gradient
+        )
         draws = not torch.equal(before, torch.get_rng_state())
         torch.set_rng_state(before)
         return draws
@@ -325,3 +339,8 @@ class Trainees:
     def _values_a_sample(self) -> int:
         inputs, _ = self._samples.at(self._parts[0][:1])
         return inputs.numel()
+
+
+def _stages(steps: Sequence[int]) -> list[tuple[int, int]]:
+    """From steps that get fewer and fewer: how many still train, and up to which step."""
+    return [(sum(more >= end for more in steps), end) for end in sorted(set(steps)) if end]

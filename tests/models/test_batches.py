@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gossipml.models.batches import Samples
+from gossipml.models.batches import Rooms, Samples
 from gossipml.models.dataset import Labelled
 from gossipml.models.spec import Array, Classifier
 
@@ -70,8 +70,8 @@ def test_samples_are_what_ingest_makes_of_them_bit_for_bit(spec: Classifier, cou
     inputs, targets = samples.at(places)
     assert torch.equal(inputs, expected[places]) and torch.equal(targets, places)
     assert torch.equal(samples.between(0, 9)[0], expected[:9])
-    room: dict[torch.dtype, torch.Tensor] = {}
-    for part in (places, places[:5]):  # the second into the buffers of the first
+    room = Rooms()
+    for part in (places, places[:5], places, torch.cat([places, places])):  # in buffers that are used again
         assert torch.equal(samples.unscaled(part, room).mul(samples.scale), expected[part])
     assert (samples.scale != 1.0) == (spec.name == "scaled")
 

@@ -128,8 +128,32 @@ def test_a_descent_is_a_step_along_the_gradient_of_scaled_samples(name: str, cou
     kernel.accumulate(vectors, 4 * inputs, targets, gradients)
     torch.testing.assert_close(gradients, start, rtol=1e-4, atol=1e-6)
     moved = vectors.clone()
-    kernel.descend(moved, 4 * inputs, targets, 0.5)
+    kernel.hold(moved)
+    kernel.descend(4 * inputs, kernel.prepare(targets), 0.5)
+    kernel.release(moved)
     torch.testing.assert_close(moved, vectors - 0.5 * start, rtol=1e-4, atol=1e-6)
+
+
+def test_of_the_models_that_are_held_the_first_ones_may_take_more_steps() -> None:
+    spec = specification("deep")
+    flat = flat_of(spec)
+    vectors = flat.vector + 0.1 * torch.randn(4, flat.size, generator=torch.Generator().manual_seed(3))
+    inputs, targets = batch_of(spec, 4)
+    kernel = kernel_for(spec, flat.module)
+    assert isinstance(kernel, DenseKernel)
+    for held in (4, 2, 4):  # a chunk of another size lies where the last one did
+        moved = vectors[:held].clone()
+        kernel.hold(moved)
+        for count in (held, 2, 1):  # steps: three of the first, two of the second, one of the others
+            kernel.descend(inputs[:count], kernel.prepare(targets)[:count], 0.5)
+        kernel.release(moved)
+        for row, steps in zip(range(held), (3, 2, 1, 1), strict=False):
+            expected = vectors[row : row + 1].clone()
+            for _ in range(steps):
+                gradients = torch.zeros(1, flat.parameter_count)
+                kernel.accumulate(expected, inputs[row : row + 1], targets[row : row + 1], gradients)
+                expected[:, : flat.parameter_count] -= 0.5 * gradients
+            torch.testing.assert_close(moved[row : row + 1], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_lay_in_the_gradients_is_forgotten_when_nothing_is_kept() -> None:
