@@ -10,13 +10,11 @@ The virtual world runs in a thread of its own, because an engine is an iterator 
 
 from __future__ import annotations
 
-import gc
 import math
 import queue
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -40,6 +38,7 @@ from gossipml.models.store import StoreConfig
 from gossipml.peer.failure import FailureConfig
 from gossipml.peer.mesh import MeshConfig
 from gossipml.simulations.cluster import BASE, Cluster, Member
+from gossipml.simulations.heap import few_collections
 from gossipml.simulations.numpy_trainer import Descent, Points, Vector, evaluate_all
 from gossipml.simulations.result import Progress, Row
 from gossipml.simulations.scenario import Partition, Scenario
@@ -64,7 +63,6 @@ of BEP 5; 20 is for networks of which half dies. All of it stands in docs/simula
 HINT_ROUNDS = 5  # between two times that a neighbour is told of other peers; in earnest a second, which is as many
 BUSY = 0.5  # share of a round that is training; the rest waits for the round to end
 
-COLLECT_AFTER = (100_000, 50, 100)  # objects, and so on; with Python's own limits a seventh of the time (measured)
 
 _Item = Row | Progress | BaseException | None
 
@@ -120,25 +118,12 @@ def _simulate(scenario: Scenario, seed: int, put: Callable[[_Item], None], stop:
     try:
         parts, descent = _problem(scenario, seed)
         watched = _Watched(scenario, seed, parts, descent, put, stop)
-        with _few_collections():
+        with few_collections():
             run_simulation(watched.run, seed, link=_link(scenario))
     except BaseException as error:
         if not (isinstance(error, _Stopped) or stop.is_set()):
             put(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
     put(None)
-
-
-@contextmanager
-def _few_collections() -> Iterator[None]:
-    """Hardly walk the heap: it is that of all daemons at once, and next to nothing in it is garbage with cycles."""
-    before = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(*COLLECT_AFTER)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 @dataclass

@@ -23,6 +23,7 @@ from gossipml.models.merge_rules import parse_merge
 from gossipml.models.spec import Sgd, Spec
 from gossipml.simulations import baselines
 from gossipml.simulations.byzantine import Liars
+from gossipml.simulations.heap import few_collections
 from gossipml.simulations.population_engine import TICKS, Counts, Learners, PopulationEngine
 from gossipml.simulations.population_evaluation import Judge
 from gossipml.simulations.population_memory import Memory, check_memory, estimate
@@ -131,11 +132,12 @@ def _run_gossip(scenario: Scenario, seed: int, device: torch.device, threads: Th
     yield row(0.0)
     step = scenario.evaluate_every * scenario.round_seconds
     looks = max(1, math.ceil(scenario.seconds / step - 1e-9))
-    for look in range(1, looks + 1):
-        until = min(look * step, scenario.seconds)
-        for now in engine.run(until):
-            yield Progress(now / scenario.round_seconds)
-        yield row(until)
+    with few_collections():
+        for look in range(1, looks + 1):
+            until = min(look * step, scenario.seconds)
+            for now in engine.run(until):
+                yield Progress(now / scenario.round_seconds)
+            yield row(until)
 
 
 def _liars(scenario: Scenario, liars: Sequence[int], x: torch.Tensor, seed: int) -> Liars | None:
