@@ -54,7 +54,7 @@ p { margin: 0 0 10px; max-width: 75ch; }
 .legend { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: 4px 20px; padding: 10px 0;
   margin: 28px 0 8px; background: var(--back); border-bottom: 1px solid var(--line); font-size: 14px; }
 .legend svg { width: 26px; height: 10px; margin-right: 7px; vertical-align: middle; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 500px), 1fr)); gap: 16px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 500px), 1fr)); gap: 16px; align-items: start; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; }
 figure svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; font-variant-numeric: tabular-nums; }
@@ -70,7 +70,7 @@ svg .node { fill: var(--accent); } svg .liar { fill: #e03131; } svg .late { fill
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--soft); font-weight: 500; font-size: 13px; }
-th, td { padding: 8px 14px; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { padding: 8px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
 .number { text-align: right; white-space: nowrap; }
 td.best { font-weight: 650; }
@@ -226,10 +226,9 @@ def _published(result: Result) -> str:
 def _settings(scenario: Scenario) -> str:
     """What is not the default, of the scenario and of each variant."""
     rows = [("all", ", ".join(_changes(scenario, Scenario(scenario.name), "")) or "defaults")]
-    rows += [
-        (variant.name, ", ".join(f"{path} = {value}" for path, value in variant.overrides) or "as above")
-        for variant in scenario.variant
-    ]
+    for variant in scenario.variant:
+        changes = [f"{path} = {'default' if value == '' else value}" for path, value in variant.overrides]
+        rows.append((variant.name, ", ".join(changes) or "as above"))
     cells = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows)
     return f"<div class=scroll><table>{cells}</table></div>"
 

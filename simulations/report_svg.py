@@ -12,7 +12,7 @@ from gossipml.simulations.charts import COLOURS, Chart, Series, Spread, stroke
 T = TypeVar("T")
 
 WIDTH, HEIGHT = 540, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 56, 22, 12, 40
 MOST_POINTS = 300  # of a line: more cannot be seen, and make the file large
 
 
