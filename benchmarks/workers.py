@@ -44,7 +44,8 @@ class Way:
 
 ONE = Way(Split(1, 1))
 SHARED = (ONE, Way(Split(1, 2)), Way(Split(2, 1)))
-WAYS = (*SHARED, Way(Split(2, 1), 2))
+EACH = Way(Split(2, 1), 2)
+WAYS = (*SHARED, EACH)
 
 
 def main() -> None:

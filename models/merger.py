@@ -33,6 +33,8 @@ STRAY: Final = 2.0  # medians; of honest models next to none is, and a stale one
 STRAY_NORM: Final = 0.5  # of our own norm: two halves of a network that were apart for a while stay within it (guess)
 PART_SLACK: Final = 2.0  # how far a few parameters are away says little of how far all are; a part moves us less anyway
 
+TOO_LARGE: Final = MergeReport(False, "its values are so large that their squares overflow", 0.0, fault=True)
+"""SLERP and Krum would make NaN of them."""
 NOT_FINITE: Final = MergeReport(False, "our own parameters are not finite until the round ends", 0.0)
 
 
@@ -62,11 +64,14 @@ class Merger:
         own = _length(x[:split])
         if not math.isfinite(own):
             return NOT_FINITE
-        if fault := self._fault(m, _length(m)):
+        turns = self.rule.name == "slerp"
+        if fault := self._fault(m, _length(m)) if turns else self._wrong_variance(m):
             return fault
-        target = slerp(x[None], m[None], np.array([weight]), split)[0] if self.rule.name == "slerp" else None
+        target = slerp(x[None], m[None], np.array([weight]), split)[0] if turns else None
         differences = _difference(m, x, m if room is None else room)
-        distance = _length(differences[:split]) / math.sqrt(share)
+        distance, away = _length(differences[:split]) / math.sqrt(share), _length(differences[split:])
+        if not math.isfinite(distance + away):
+            return TOO_LARGE
         if target is not None:
             x[:] = target
             return MergeReport(True, "", distance)
@@ -74,8 +79,7 @@ class Merger:
         if isinstance(factor, str):
             return MergeReport(False, factor, distance)
         if self.rule.name == "clipping" and split < len(x):
-            buffers = differences[split:]
-            _move(x[split:], buffers, self._buffers_factor(weight, _length(x[split:]), _length(buffers)))
+            _move(x[split:], differences[split:], self._buffers_factor(weight, _length(x[split:]), away))
             _move(x[:split], differences[:split], factor)
         else:
             _move(x, differences, factor)
@@ -100,12 +104,13 @@ class Merger:
 
     def _fault(self, m: A, length: float) -> MergeReport | None:
         """What is wrong with values, of that norm, that no honest peer sends."""
+        return self._wrong_variance(m) or (None if math.isfinite(length) else TOO_LARGE)
+
+    def _wrong_variance(self, m: A) -> MergeReport | None:
         try:
             check_variances(m, self._coordinates)
         except RemoteError as error:
             return MergeReport(False, str(error), 0.0, fault=True)
-        if not math.isfinite(length):  # SLERP and Krum would make NaN of it
-            return MergeReport(False, "its values are so large that their squares overflow", 0.0, fault=True)
         return None
 
     def _factor(self, weight: float, own: float, distance: float, share: float) -> float | str:
@@ -184,7 +189,8 @@ def take_rows(mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], s
 def _difference(m: A, x: A, out: A) -> A:
     """m - x."""
     if is_numpy(x):
-        return np.subtract(m, x, out=out)
+        with np.errstate(over="ignore"):  # infinite then
+            return np.subtract(m, x, out=out)
     import torch  # somebody has made tensors of it
 
     found: A = torch.sub(m, x, out=out)
