@@ -20,8 +20,9 @@ from torch import nn
 
 from gossipml.models.kernels_layers import Activation, Dropout, Flow, Layer, Linear, Op, Room, Weighing
 from gossipml.models.losses import Loss, Slope, loss_of, slope_of
-from gossipml.models.spec import Spec
+from gossipml.models.spec import Sgd, Spec
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 STEPS_KEPT = 16  # lists of operations, for other numbers of models and samples
@@ -69,7 +70,7 @@ class DenseKernel:
         self._room = Room()
         self._bound: tuple[torch.Tensor, torch.Tensor] | None = None
         self._steps: dict[tuple[torch.Size, float], _Step] = {}  # on what is bound
-        self._descents: dict[tuple[torch.Size, float], _Step] = {}  # on what is held
+        self._descents: dict[tuple[torch.Size, Sgd], _Step] = {}  # on what is held
 
     def accumulate(
         self,
@@ -99,10 +100,11 @@ class DenseKernel:
         self._steps.clear()
         self._descents.clear()
 
-    def hold(self, vectors: torch.Tensor) -> None:
-        """Copies of the parameters in `vectors` (N, size), layer by layer, for `descend`: batched products into
-        matrices of which each begins at another vector are done one by one."""
-        fitted = [linear.hold(vectors) for linear in self._linear]
+    def hold(self, vectors: torch.Tensor, velocities: torch.Tensor | None) -> None:
+        """Copies of the parameters in `vectors` (N, size), and of their velocities (N, parameter_count) where there
+        are some (`Sgd.has_velocity`), layer by layer, for `descend`: batched products into matrices of which each
+        begins at another vector are done one by one."""
+        fitted = [linear.hold(vectors, velocities) for linear in self._linear]
         if not all(fitted):
             self._descents.clear()
 
@@ -110,24 +112,23 @@ class DenseKernel:
         """Of targets (..., N, batch) what `descend` takes of them, (..., N, ...)."""
         return self._slope.prepare(targets, self._linear[-1].outputs)
 
-    def descend(self, inputs: torch.Tensor, prepared: torch.Tensor, rate: float) -> None:
-        """One step of the first models that are held: minus rate * d loss / d parameters. SGD without momentum needs
-        neither the gradients by themselves nor the losses. Inputs as in `kernels.Kernel`; for the targets see
-        `prepare`."""
-        step = self._descents.get((inputs.shape, rate))
+    def descend(self, inputs: torch.Tensor, prepared: torch.Tensor, sgd: Sgd) -> None:
+        """One step of the first models that are held, without their losses. Inputs as in `kernels.Kernel`; for the
+        targets see `prepare`."""
+        step = self._descents.get((inputs.shape, sgd))
         if step is None:
             for linear in self._linear:
                 linear.bind_held(len(inputs))
             step, back = self._record(inputs)
             for linear in self._linear:
-                linear.descend(rate / inputs.shape[1] if self._slope.sums else rate, back)
-            _keep(self._descents, (inputs.shape, rate), step)
+                linear.descend(sgd, 1 / inputs.shape[1] if self._slope.sums else 1.0, back)
+            _keep(self._descents, (inputs.shape, sgd), step)
         step.take(inputs, prepared, self._slope.find)
 
-    def release(self, vectors: torch.Tensor) -> None:
-        """Undo of `hold`: the parameters as they are now go into `vectors`."""
+    def release(self, vectors: torch.Tensor, velocities: torch.Tensor | None) -> None:
+        """Undo of `hold`: the parameters and velocities as they are now go there."""
         for linear in self._linear:
-            linear.release(vectors)
+            linear.release(vectors, velocities)
 
     def _record(self, inputs: torch.Tensor) -> tuple[_Step, list[Op]]:
         """A step on samples like these, without the last part of its way back, which is to be added to the list."""
@@ -145,7 +146,7 @@ class DenseKernel:
         return _Step(x, output, slope, forward, back), back
 
 
-def _keep(steps: dict[tuple[torch.Size, float], _Step], key: tuple[torch.Size, float], step: _Step) -> None:
+def _keep(steps: dict[K, _Step], key: K, step: _Step) -> None:
     if len(steps) >= STEPS_KEPT:
         steps.clear()
     steps[key] = step

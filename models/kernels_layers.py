@@ -17,6 +17,8 @@ from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
+from gossipml.models.spec import Sgd
+
 _aten = torch.ops.aten
 
 Op: TypeAlias = Callable[[], object]
@@ -88,10 +90,10 @@ class Linear:
         if gradients is not None:
             self._weight_gradient, self._bias_gradient = self.views(gradients)
 
-    def hold(self, vectors: torch.Tensor) -> bool:
-        """Copies its parameters; whether they come to lie where those that it held before did."""
-        given = self._each(vectors)
-        fits = bool(self._held) and all(
+    def hold(self, vectors: torch.Tensor, velocities: torch.Tensor | None) -> bool:
+        """Copies its parameters, and their velocities; whether they come to lie where those that it held before did."""
+        given = self._all(vectors, velocities)
+        fits = len(self._held) == len(given) and all(
             len(own) >= len(view) and own.device == view.device for own, view in zip(self._held, given, strict=True)
         )
         if not fits:
@@ -102,17 +104,22 @@ class Linear:
 
     def bind_held(self, count: int) -> None:
         """`bind` to those of the first so many models."""
-        self._weight, self._bias = (held[0] if count == 1 else held[:count] for held in self._held)
+        views = [held[0] if count == 1 else held[:count] for held in self._held]
+        self._weight, self._bias = views[:2]
+        self._weight_gradient, self._bias_gradient = views[-2:]
 
-    def release(self, vectors: torch.Tensor) -> None:
+    def release(self, vectors: torch.Tensor, velocities: torch.Tensor | None) -> None:
         """Undo of `hold`."""
-        for view, held in zip(self._each(vectors), self._held, strict=True):
+        for view, held in zip(self._all(vectors, velocities), self._held, strict=True):
             view.copy_(held[: len(view)])
 
     def views(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of vectors (N, ...), weights (N, outputs, inputs) and biases (N, outputs, 1); for N = 1 without N."""
         weights, biases = self._each(vectors)
         return (weights[0], biases[0]) if len(vectors) == 1 else (weights, biases)
+
+    def _all(self, vectors: torch.Tensor, velocities: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        return self._each(vectors) + (() if velocities is None else self._each(velocities))
 
     def _each(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         middle = self.offset + self.inputs * self.outputs
@@ -142,9 +149,16 @@ class Linear:
     def weigh(self, keep: float, ops: list[Op]) -> None:
         self._add_gradient(self._weight_gradient, self._bias_gradient, keep, 1.0, ops)
 
-    def descend(self, rate: float, ops: list[Op]) -> None:
-        """What takes a step of SGD."""
-        self._add_gradient(self._weight, self._bias, 1.0, -rate, ops)
+    def descend(self, sgd: Sgd, times: float, ops: list[Op]) -> None:
+        """What takes a step along so many times the gradient, which nobody needs by itself without momentum and decay."""
+        if not sgd.has_velocity:
+            self._add_gradient(self._weight, self._bias, 1.0, -sgd.learning_rate * times, ops)
+            return
+        self._add_gradient(self._weight_gradient, self._bias_gradient, sgd.momentum, times, ops)
+        for values, velocity in ((self._weight, self._weight_gradient), (self._bias, self._bias_gradient)):
+            if sgd.weight_decay:
+                ops.append(partial(velocity.add_, values, alpha=sgd.weight_decay))
+            ops.append(partial(values.add_, velocity, alpha=-sgd.learning_rate))
 
     def _add_gradient(self, weight: torch.Tensor, bias: torch.Tensor, keep: float, times: float, ops: list[Op]) -> None:
         """To `keep` times what is there."""
@@ -162,7 +176,7 @@ class Linear:
         total = self.room.of("b", (*d.shape[:-1], 1), d)
         ops.append(partial(torch.sum, d, -1, keepdim=True, out=total))
         if keep != 1.0:
-            ops.append(partial(bias.mul_, keep))
+            ops.append(partial(bias.mul_, keep) if keep else bias.zero_)
         ops.append(partial(bias.add_, total, alpha=times))
 
 

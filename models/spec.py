@@ -85,6 +85,11 @@ class Sgd:
     momentum: float = 0.0
     weight_decay: float = 0.0
 
+    @property
+    def has_velocity(self) -> bool:
+        """Whether a step is along anything else than the gradient."""
+        return bool(self.momentum or self.weight_decay)
+
 
 @dataclass(frozen=True)
 class Facts:

@@ -212,7 +212,7 @@ class Trainees:
     def _train_chunk(self, chunk: list[tuple[int, int]]) -> list[int]:
         """All steps of peers with the same batch size, those with most steps first."""
         sgd, hand = self._sgd, self._hand()
-        descends = hand.dense if not sgd.momentum and not sgd.weight_decay else None
+        dense = hand.dense
         peers = torch.tensor([peer for peer, _ in chunk])
         batch = self.batch(chunk[0][0])
         most = chunk[0][1]
@@ -221,16 +221,16 @@ class Trainees:
             if steps:
                 places[:steps, number] = self._parts[peer][self._orders[peer].next_batches(steps)]
         targets = self._samples.targets(places)
-        if descends is not None:
-            targets = descends.prepare(targets)
         rows = peers.to(self._device)
         x = self.x.index_select(0, rows)
-        if descends is not None:
-            descends.hold(x)
         if self._velocity is not None:
             velocity = self._velocity.index_select(0, rows)
         else:
-            velocity = x.new_empty(len(chunk), self.parameter_count if descends is None else 0)
+            velocity = x.new_empty(len(chunk), self.parameter_count if dense is None or sgd.has_velocity else 0)
+        held = velocity if sgd.has_velocity else None
+        if dense is not None:
+            targets = dense.prepare(targets)
+            dense.hold(x, held)
         values = x[:, : self.parameter_count]
         begin = 0
         for active, end in _stages([steps for _, steps in chunk]):
@@ -240,16 +240,16 @@ class Trainees:
                 places[stage, :active].flatten(1).unbind(), targets[stage, :active].unbind(), strict=True
             ):
                 inputs = hand.fetch(where, active)
-                if descends is not None:
-                    descends.descend(inputs, own_targets, sgd.learning_rate)
+                if dense is not None:
+                    dense.descend(inputs, own_targets, sgd)
                     continue
                 hand.kernel.accumulate(own_x, inputs, own_targets, own_velocity, sgd.momentum)
                 if sgd.weight_decay:
                     own_velocity.add_(own_values, alpha=sgd.weight_decay)
                 own_values.add_(own_velocity, alpha=-sgd.learning_rate)
             begin = end
-        if descends is not None:
-            descends.release(x)
+        if dense is not None:
+            dense.release(x, held)
         finite = x.sum(-1).isfinite()
         if bool(finite.all()):
             self.x[rows] = x

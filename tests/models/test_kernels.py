@@ -12,7 +12,7 @@ from gossipml.models.flat import FlatModule
 from gossipml.models.kernels import kernel_for
 from gossipml.models.kernels_dense import DenseKernel
 from gossipml.models.registry import load_spec
-from gossipml.models.spec import Adaptive, Classifier, Facts, Spec, adapts, sample_shape
+from gossipml.models.spec import Adaptive, Classifier, Facts, Sgd, Spec, adapts, sample_shape
 
 CPU = torch.device("cpu")
 BATCH = 6
@@ -128,9 +128,9 @@ def test_a_descent_is_a_step_along_the_gradient_of_scaled_samples(name: str, cou
     kernel.accumulate(vectors, 4 * inputs, targets, gradients)
     torch.testing.assert_close(gradients, start, rtol=1e-4, atol=1e-6)
     moved = vectors.clone()
-    kernel.hold(moved)
-    kernel.descend(4 * inputs, kernel.prepare(targets), 0.5)
-    kernel.release(moved)
+    kernel.hold(moved, None)
+    kernel.descend(4 * inputs, kernel.prepare(targets), Sgd(0.5))
+    kernel.release(moved, None)
     torch.testing.assert_close(moved, vectors - 0.5 * start, rtol=1e-4, atol=1e-6)
 
 
@@ -143,10 +143,10 @@ def test_of_the_models_that_are_held_the_first_ones_may_take_more_steps() -> Non
     assert isinstance(kernel, DenseKernel)
     for held in (4, 2, 4):  # a chunk of another size lies where the last one did
         moved = vectors[:held].clone()
-        kernel.hold(moved)
+        kernel.hold(moved, None)
         for count in (held, 2, 1):  # steps: three of the first, two of the second, one of the others
-            kernel.descend(inputs[:count], kernel.prepare(targets)[:count], 0.5)
-        kernel.release(moved)
+            kernel.descend(inputs[:count], kernel.prepare(targets)[:count], Sgd(0.5))
+        kernel.release(moved, None)
         for row, steps in zip(range(held), (3, 2, 1, 1), strict=False):
             expected = vectors[row : row + 1].clone()
             for _ in range(steps):
@@ -154,6 +154,35 @@ def test_of_the_models_that_are_held_the_first_ones_may_take_more_steps() -> Non
                 kernel.accumulate(expected, inputs[row : row + 1], targets[row : row + 1], gradients)
                 expected[:, : flat.parameter_count] -= 0.5 * gradients
             torch.testing.assert_close(moved[row : row + 1], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sgd", [Sgd(0.1, 0.9), Sgd(0.1, 0.0, 0.01), Sgd(0.1, 0.5, 0.01)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_descent_with_momentum_and_decay_is_that_of_torch(sgd: Sgd, count: int) -> None:
+    spec = specification("deep")
+    flat = flat_of(spec)
+    vectors = flat.vector + 0.1 * torch.randn(count, flat.size, generator=torch.Generator().manual_seed(3))
+    inputs, targets = batch_of(spec, count)
+    kernel = kernel_for(spec, flat.module)
+    assert isinstance(kernel, DenseKernel)
+    moved, velocities = vectors.clone(), torch.zeros(count, flat.parameter_count)
+    if not sgd.momentum:
+        velocities.fill_(float("nan"))  # nobody's: only room
+    for _ in range(2):  # what is held in between is nobody's business
+        kernel.hold(moved, velocities)
+        for _ in range(2):
+            kernel.descend(inputs, kernel.prepare(targets), sgd)
+        kernel.release(moved, velocities)
+    for row in range(count):
+        own = vectors[row].clone().requires_grad_()
+        optimiser = torch.optim.SGD([own], lr=sgd.learning_rate, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
+        for _ in range(4):
+            gradient = torch.zeros(1, flat.parameter_count)
+            place = slice(row, row + 1)
+            kernel.accumulate(own.detach()[None], inputs[place], targets[place], gradient)
+            own.grad = gradient[0]
+            optimiser.step()
+        torch.testing.assert_close(moved[row], own.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_what_lay_in_the_gradients_is_forgotten_when_nothing_is_kept() -> None:
