@@ -150,7 +150,7 @@ class Linear:
         self._add_gradient(self._weight_gradient, self._bias_gradient, keep, 1.0, ops)
 
     def descend(self, sgd: Sgd, times: float, ops: list[Op]) -> None:
-        """What takes a step along so many times the gradient, which nobody needs by itself without momentum and decay."""
+        """What takes a step along so many times the gradient, which is needed by itself only with momentum or decay."""
         if not sgd.has_velocity:
             self._add_gradient(self._weight, self._bias, 1.0, -sgd.learning_rate * times, ops)
             return
