@@ -77,9 +77,11 @@ class Helpers:
         return found
 
     def close(self) -> None:
+        """At once, whatever they are at: nobody wants it any more."""
         for process, to, answers in self._others:
-            os.close(to)  # the end of what it reads is its end
+            os.close(to)
             os.close(answers)
+            os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
         self._others.clear()
 
@@ -102,7 +104,7 @@ class Helpers:
 
 
 def _help(job: Job, work: int, back: int) -> NoReturn:
-    """What a helper does until its parent closes the pipe, or ends."""
+    """What a helper does until its parent ends, which is the end of what it reads."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when it is over
         torch.set_num_threads(1)

@@ -37,6 +37,8 @@ class Job:
                 raise ValueError("a slip")
             if steps == 97:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if steps == 96:
+                time.sleep(600)
             self.seen[peer] = torch.tensor([float(os.getpid()), float(self.calls), float(steps)])
         return [peer for peer, steps in work if steps == 0]
 
@@ -78,6 +80,23 @@ def test_what_goes_wrong_in_a_helper_is_said_here_and_the_next_work_is_done(job:
 def test_a_helper_that_ends_is_told(helpers: Helpers) -> None:
     with pytest.raises(UserError, match="has ended"):
         helpers.do([(0, 1), (1, 97)])
+
+
+def test_nobody_waits_for_helpers_that_are_dismissed(job: Job) -> None:
+    helpers = Helpers(2, job)
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            helpers.do([(1, 96)])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    helpers.close()
+    helpers.close()
 
 
 def test_helpers_end_with_their_parent(job: Job) -> None:
