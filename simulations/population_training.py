@@ -47,11 +47,11 @@ def order_seed(seed: int, peer: int) -> int:
 
 
 class Threads:
-    """Runs a function over chunks; with one torch thread in each while it is open."""
+    """Runs a function over chunks; with one torch thread in each while it is open. As many as torch would use."""
 
     def __init__(self, device: torch.device, count: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.count = (count or cores) if device.type == "cpu" else 1
+        self.count = (count or min(cores, torch.get_num_threads())) if device.type == "cpu" else 1
         self._one_each = device.type == "cpu"
         self._before = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
