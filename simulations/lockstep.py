@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from gossipml.config import PeerConfig
 from gossipml.daemon.exchange_rules import gossip_config, tuning
 from gossipml.daemon.learner import model_facts
-from gossipml.errors import UserError
+from gossipml.errors import LocalError, UserError
 from gossipml.ids import Address, Contact, PeerId
 from gossipml.models.data import Dataset, prepare, take_part
 from gossipml.models.partition import Part, parse_rule
@@ -132,7 +133,8 @@ class Network:
             peer.trainer.begin_round()
             for _ in range(peer.steps):
                 peer.trainer.step()
-            peer.trainer.end_round()
+            with suppress(UserError):  # diverged: its parameters were put back, as a daemon says and goes on
+                peer.trainer.end_round()
         for number in self._rng.sample(range(len(self.peers)), len(self.peers)):
             peer = self.peers[number]
             samples = peer.steps * peer.trainer.batch
@@ -212,7 +214,11 @@ class Network:
     def _send(self, number: int, action: Send) -> None:
         peer = self.peers[number]
         encoding = peer.gossip.config.encoding + ("" if isinstance(action, AskUpdate) else action.part)
-        body = b"" if isinstance(action, AskUpdate) else peer.body(encoding)
+        try:
+            body = b"" if isinstance(action, AskUpdate) else peer.body(encoding)
+        except LocalError as error:  # parameters that cannot be sent, since liars are believed here
+            self._perform(number, peer.gossip.handle(SendDone(action.to, False, str(error)), self._now))
+            return
         if body and peer.lie is not None:
             body = peer.lie(peer.trainer, body, encoding)
         layout = peer.trainer.layout

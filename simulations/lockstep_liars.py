@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from gossipml.models.compression import pack, parse_form, unpack_into
+from gossipml.models.encoding import MAX_MAGNITUDE
 from gossipml.models.training import LocalTrainer
 
 KINDS: Final = ("nan", "sign flip", "x100", "stale", "noise")
@@ -41,4 +42,4 @@ class Liar:
         model *= FACTORS[self._kind]
         if self._kind == "noise":
             model += self._rng.normal(scale=NOISE * float(model.std()), size=len(model)).astype(np.float32)
-        return pack(form, model)
+        return pack(form, model.clip(-MAX_MAGNITUDE, MAX_MAGNITUDE))  # beyond, nobody would read it

@@ -10,11 +10,14 @@ from dataclasses import replace
 from functools import cache
 from statistics import fmean
 
+import numpy as np
 import pytest
 import torch
 
 from gossipml.config import PeerConfig
+from gossipml.errors import LocalError
 from gossipml.models.builtin import DigitsMlp
+from gossipml.models.compression import pack, parse_form
 from gossipml.models.data import load_source
 from gossipml.simulations.lockstep import Network, Setting
 from gossipml.simulations.lockstep_liars import KINDS, Liar
@@ -59,6 +62,21 @@ def test_a_fifth_of_liars_costs_less_than_two_points(kind: str) -> None:
     print(f"{kind}: {fmean(lost):.1f} points lost, at most {max(lost):.1f}")
     assert min(clean(seed) for seed in SEEDS[kind]) > 0.9
     assert fmean(lost) < 2
+
+
+def test_parameters_that_cannot_be_sent_end_neither_a_lie_nor_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = PeerConfig(merge="mean", local_steps="1")
+    network = Network(Setting(DigitsMlp(), load_source("digits"), 4, options), [Liar("x100", 0)])
+    honest = network.peers[1]
+
+    def snapshot(encoding: str) -> bytes:
+        raise LocalError("a parameter is 2e+09")
+
+    monkeypatch.setattr(honest.trainer, "snapshot", snapshot)
+    network.round()
+    assert [peer.sent > 0 for peer in network.peers] == [True, False, True, True]
+    huge = pack(parse_form("int8"), np.full(honest.trainer.layout.size, 5e8, np.float32))
+    assert len(Liar("x100", 0)(honest.trainer, huge, "int8")) == len(huge), "a hundred times as much is read by nobody"
 
 
 def check_records(network: Network, *, criminal: bool) -> None:
