@@ -72,7 +72,7 @@ def _at_least(what: str, value: float, least: float, remark: str = "") -> None:
 
 def _between(what: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:  # NaN compares false
-        raise UserError(f"{what} {value:g} is not from {least:g} to {most:,.10g}")
+        raise UserError(f"{what} {value:,.10g} is not from {least:g} to {most:,.10g}")
 
 
 @dataclass(frozen=True)
