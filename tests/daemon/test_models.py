@@ -29,6 +29,7 @@ def listed(peer: Peer) -> dict[str, dict[str, object]]:
     return {line["name"]: line for line in peer.ask("/v1/models")["models"] if line.get("version")}
 
 
+@pytest.mark.slow
 def test_three_models_survive_the_death_of_half_of_twelve_peers(
     tmp_path: Path, make_peer: Callable[[str], Peer]
 ) -> None:
