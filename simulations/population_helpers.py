@@ -32,6 +32,8 @@ Work: TypeAlias = Sequence[tuple[int, int]]
 Job: TypeAlias = Callable[[Work], list[int]]
 """Trains them; which of them diverged."""
 
+GONE = "a helper of the simulator has ended; perhaps the machine had no memory left for it"
+
 _HEAD = struct.Struct("<BQ")  # what follows, and its bytes
 _NUMBERS, _REFUSED, _FAILED = range(3)
 
@@ -59,7 +61,10 @@ class Helpers:
             shares[peer % count].append((peer, steps))
         asked = [(other, share) for other, share in zip(self._others, shares[1:], strict=True) if share]
         for (_, to, _), share in asked:
-            _write(to, _NUMBERS, np.array(share, dtype=np.int64).tobytes())
+            try:
+                _write(to, _NUMBERS, np.array(share, dtype=np.int64).tobytes())
+            except BrokenPipeError:
+                raise UserError(GONE) from None
         failure: Exception | None = None
         found: list[int] = []
         try:
@@ -92,20 +97,18 @@ class Helpers:
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads: ours are idle now, and the copy uses none
             process = os.fork()
         if process == 0:
-            for _, *ends in self._others:
-                for end in ends:
-                    os.close(end)
-            os.close(to)
-            os.close(answers)
-            _help(self._job, work, back)
+            _help(self._job, work, back, [to, answers, *(end for _, *ends in self._others for end in ends)])
         os.close(work)
         os.close(back)
         return process, to, answers
 
 
-def _help(job: Job, work: int, back: int) -> NoReturn:
-    """What a helper does until its parent ends, which is the end of what it reads."""
+def _help(job: Job, work: int, back: int, others: Sequence[int]) -> NoReturn:
+    """What a helper does until its parent ends, which is the end of what it reads. `others`: ends of pipes that are not
+    its own."""
     try:
+        for end in others:
+            os.close(end)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when it is over
         torch.set_num_threads(1)
         while (message := _read_all(work, _HEAD.size)) is not None:
@@ -135,7 +138,7 @@ def _read(source: int) -> tuple[int, bytes]:
         body = _read_all(source, length)
         if body is not None:
             return kind, body
-    raise UserError("a helper of the simulator has ended; perhaps the machine had no memory left for it")
+    raise UserError(GONE)
 
 
 def _read_all(source: int, length: int) -> bytes | None:
