@@ -44,8 +44,7 @@ class Way:
 
 ONE = Way(Split(1, 1))
 SHARED = (ONE, Way(Split(1, 2)), Way(Split(2, 1)))
-EACH = Way(Split(2, 1), 2)
-WAYS = (*SHARED, EACH)
+WAYS = (*SHARED, Way(Split(2, 1), 2))
 
 
 def main() -> None:

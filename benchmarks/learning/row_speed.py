@@ -1,8 +1,8 @@
 """Wall time: several cores inside one peer, and four whole peers against torch's DistributedDataParallel.
 
 The measuring is that of `benchmarks/workers.py` and `benchmarks/ddp.py`; a busy machine shows in it. `workers` is
-reached where two workers with a batch each, whose gradients are averaged, come to it, which is what data-parallel
-systems publish; the strict reading, two workers that share one batch, stands beside it.
+reached where two that share one batch come to it; two with a batch each, whose gradients are averaged, which is what
+data-parallel systems publish, stand beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def workers(settings: Settings) -> Outcome:
     one = statistics.median(found[turns.ONE])
     times = {way: statistics.median(speeds) / one for way, speeds in found.items() if way != turns.ONE}
     text = "; ".join(f"{way} {gain:.2f}" for way, gain in times.items())
-    reached = times[turns.EACH] >= 1.7
+    reached = max(gain for way, gain in times.items() if way in turns.SHARED) >= 1.7
     chart = Chart("way", "samples_per_second", y_label="samples a second, mean of the turns", aim=1.7 * one)
     return Outcome(f"{one:.0f} samples/s by one worker; times as many: {text}", reached, records, chart)
 
