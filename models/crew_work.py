@@ -60,7 +60,7 @@ def _unpack(data: bytes) -> Plan:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Of one pair, in shared memory: rooms for matrices with a column for each sample, as `kernels_dense` has them."""
+    """Of one pair, in shared memory: rooms for matrices with a column for each sample, as `kernels_layers` has them."""
 
     pair: Pair
     inputs: tuple[torch.Tensor, ...]

@@ -164,14 +164,24 @@ class Mixer:
     def merge(self, merges: Sequence[Merging]) -> list[MergeReport]:
         """At most one for each receiver; what became of each."""
         found = [REFUSED] * len(merges)
-        alike: dict[Form, list[int]] = {}
-        for place, each in enumerate(merges):
-            alike.setdefault(each.form, []).append(place)
 
-        def one_by_one(places: Sequence[int]) -> None:
+        def job(places: Sequence[int]) -> None:
             room = self.x.new_empty(self.x.shape[1])
             for place in places:
                 found[place] = self._merge_one(merges[place], room)
+
+        if not self._one_by_one:
+            return self._merge_rows(merges)
+        count = self._threads.count if len(merges) * self.x.shape[1] > WORTH_THREADS else 1
+        self._threads.map(job, [range(first, len(merges), count) for first in range(count)])
+        return found
+
+    def _merge_rows(self, merges: Sequence[Merging]) -> list[MergeReport]:
+        """The same, many at once."""
+        found = [REFUSED] * len(merges)
+        alike: dict[Form, list[int]] = {}
+        for place, each in enumerate(merges):
+            alike.setdefault(each.form, []).append(place)
 
         def job(places: list[int]) -> None:
             form = merges[places[0]].form
@@ -191,14 +201,8 @@ class Mixer:
                     if report.applied:
                         self._moved(merges[place].receiver, MERGE_SHARE * form.share)
 
-        if self._one_by_one:
-            count = self._threads.count if len(merges) * self.x.shape[1] > WORTH_THREADS else 1
-            self._threads.map(one_by_one, [range(first, len(merges), count) for first in range(count)])
-        else:
-            chunks = [
-                places[a : a + self._most] for places in alike.values() for a in range(0, len(places), self._most)
-            ]
-            self._threads.map(job, chunks)
+        most = self._most
+        self._threads.map(job, [all_[a : a + most] for all_ in alike.values() for a in range(0, len(all_), most)])
         return found
 
     def _merge_one(self, merging: Merging, room: torch.Tensor) -> MergeReport:

@@ -188,12 +188,12 @@ class SeparatePeers:
         return torch.stack([peer.trainer._average for peer in self.peers])
 
 
-def together(scenario: Scenario, seed: int) -> tuple[PopulationEngine, Trainees, Mixer]:
+def together(scenario: Scenario, seed: int, merge: str = "clipping") -> tuple[PopulationEngine, Trainees, Mixer]:
     device = device_of("cpu")
     threads = Threads(device, 1)
     trainees, _, coordinates = population.population(scenario, seed, device, threads)
     epochs = [trainees.epoch_steps(peer) for peer in range(scenario.peers)]
-    mixer = Mixer(trainees.x, trainees.first, coordinates, parse_merge("clipping"), threads)
+    mixer = Mixer(trainees.x, trainees.first, coordinates, parse_merge(merge), threads)
     mixer.watch(range(scenario.peers))
     engine = PopulationEngine(
         trainees,
@@ -236,6 +236,23 @@ def test_it_does_so_in_every_compression(compression: str) -> None:
     assert float((trainees.x - apart.x).abs().max()) < 2e-3  # a value between two steps may fall to either side
     served = torch.stack([mixer.served[peer] for peer in range(scenario.peers)])
     assert float((served - apart.averages).abs().max()) < 2e-3
+
+
+@pytest.mark.parametrize("compression", ["float32", "int8-of4", "int8-top10"])
+@pytest.mark.parametrize("merge", ["clipping", "mean", "slerp"])
+def test_merges_of_many_at_once_as_on_a_gpu_are_those_of_one_after_the_other(compression: str, merge: str) -> None:
+    ends = []
+    for one_by_one in (True, False):
+        scenario = replace(SMALL, compression=compression, merge=merge)
+        engine, trainees, mixer = together(scenario, 4, merge)
+        mixer._one_by_one = one_by_one
+        mixer._most = 4
+        for _ in engine.run(scenario.seconds):
+            pass
+        assert engine.counts.merges > 0
+        ends.append((trainees.x.clone(), torch.stack([mixer.served[peer] for peer in range(scenario.peers)])))
+    for one, other in zip(*ends, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
 
 
 # Itself.
