@@ -2,7 +2,7 @@
 
 What `ingest` makes of the samples is kept when it is small; otherwise each batch is ingested on its own, from
 raw samples that take a quarter of the memory (uint8 images). Where `ingest` does nothing but multiply bytes by a
-number, the bytes are kept in place of the products: fetching a batch of MNIST takes half as long from them.
+number, batches come from the bytes, which takes half as long as from the products, and need no `ingest`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gossipml.models.dataset import Labelled, Rows, is_stream
 from gossipml.models.spec import Array, Spec
 
 BLOCK = 4096  # samples that are ingested at once to see what `ingest` does
+SCALED = 256 << 20  # bytes that are looked at for whether all that `ingest` does is to multiply them: half a second
 INGEST_ONCE = 16 << 20  # bytes: digits whole, a hundredth of what mnist would take in all
 
 
@@ -64,11 +65,13 @@ class Samples:
         # A stream keeps open files and what it read last; an array may be read by several threads at once.
         self._reading: AbstractContextManager[object] = threading.Lock() if is_stream(samples) else nullcontext()
         first = ingest(spec, samples[:1])
-        if first.nbytes * len(samples) <= keep:
-            scale = _scale(spec, samples, first)
-            self.scale = 1.0 if scale is None else scale
-            kept = ingest(spec, samples[:]) if scale is None else np.array(samples).reshape(-1, *first.shape[1:])
-            self._ingested = torch.from_numpy(kept).to(device)
+        scale = _scale(spec, samples, first)
+        if scale is not None:
+            self.scale = scale
+            own = np.require(samples, requirements=("C", "W"))  # torch wants an array that it might write to
+            self._ingested = torch.from_numpy(own.reshape(-1, *first.shape[1:])).to(device)
+        elif first.nbytes * len(samples) <= keep:
+            self._ingested = torch.from_numpy(ingest(spec, samples[:])).to(device)
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -95,6 +98,16 @@ class Samples:
         torch.index_select(kept, 0, places, out=chosen)
         return inputs if inputs is chosen else inputs.copy_(chosen)
 
+    def unscaled_into(self, indices: torch.Tensor, out: torch.Tensor) -> None:
+        """The same, written into `out` (b, k), a row for each sample."""
+        kept = self._ingested
+        if kept is None:
+            out.copy_(self.unscaled(indices).view(out.shape))
+        elif kept.dtype == out.dtype:
+            torch.index_select(kept.view(len(kept), -1), 0, indices.to(self._device), out=out)
+        else:
+            out.copy_(kept.index_select(0, indices.to(self._device)).view(out.shape))
+
     def targets(self, indices: torch.Tensor) -> torch.Tensor:
         """Like the indices, which may have any shape."""
         return self._targets.index_select(0, indices.flatten().to(self._device)).view(indices.shape)
@@ -112,6 +125,27 @@ class Samples:
             return inputs if self.scale == 1.0 else inputs.mul_(self.scale), self._targets[start:stop]
         inputs = torch.from_numpy(ingest(self._spec, self._raw[start:stop])).to(self._device)
         return inputs, self._targets[start:stop]
+
+
+class Feed:
+    """Batches for N models at once, in buffers that are used again: each until the next one, and the same tensor as
+    the last time where it can be, so that nobody needs new views of it."""
+
+    def __init__(self, samples: Samples, *, scaled: bool) -> None:
+        """`scaled`: by `samples.scale`, which is otherwise left to do."""
+        self._samples = samples
+        self._scale = samples.scale if scaled else 1.0
+        self._room = Rooms()
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def fetch(self, places: torch.Tensor, count: int) -> torch.Tensor:
+        """The samples at `places` (count * b,): (count, b, ...)."""
+        inputs = self._samples.unscaled(places, self._room)
+        if self._scale != 1.0:
+            inputs.mul_(self._scale)
+        if self._last is None or self._last[0] is not inputs or len(self._last[1]) != count:
+            self._last = inputs, inputs.view(count, -1, *inputs.shape[1:])
+        return self._last[1]
 
 
 class ShuffledOrder:
@@ -188,7 +222,9 @@ def ingest(spec: Spec, samples: Array) -> Array:
 def _scale(spec: Spec, samples: Rows, first: Array) -> float | None:
     """The number by which `ingest` multiplies, where the samples are bytes and it does nothing else, bit for bit.
     `first`: what it makes of the first of them."""
-    if not isinstance(samples, np.ndarray) or samples.dtype != np.uint8 or first.size != samples[:1].size:
+    if not isinstance(samples, np.ndarray) or samples.dtype != np.uint8 or samples.nbytes > SCALED:
+        return None
+    if first.size != samples[:1].size:
         return None
     largest = np.unravel_index(samples.argmax(), samples.shape)
     probe = samples[largest[0] : largest[0] + 1]

@@ -118,6 +118,11 @@ def _like(room: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     return room[: matrix.numel()].view(matrix.shape)
 
 
+def _bring(matrix: torch.Tensor, place: torch.Tensor) -> None:
+    if matrix.data_ptr() != place.data_ptr():
+        place.copy_(matrix)
+
+
 _MESSAGE = struct.Struct("<BBBI")  # what to do; pair, or 1 for velocities; which of two inputs; samples, or bytes
 _DONE = b"."
 TAPES_KEPT = 64  # of a helper: two for each pair and size of a batch
@@ -160,12 +165,16 @@ class CutPair:
         finally:
             self._meanwhile = _nothing  # nothing in a circle: a crew must end when it is forgotten
 
+    def room(self, batch: int) -> torch.Tensor:
+        """Of the first pair, where the next samples may be written, to be copied no more: (batch, inputs)."""
+        return self._exchange.input(1 - self._turn, batch).across
+
     def begin(self, x: torch.Tensor) -> None:
         """The helpers' part of `forward`, as soon as they have done what they were told before."""
         self._begun = True
         self._turn = 1 - self._turn
         batch = x.shape[1]
-        self._exchange.input(self._turn, batch).now.copy_(x)
+        _bring(x, self._exchange.input(self._turn, batch).now)
         self._crew.tell(_MESSAGE.pack(_Do.FORWARD, self._number, self._turn, batch))
 
     def forget(self) -> None:
@@ -173,6 +182,7 @@ class CutPair:
         if self._begun:
             self._crew.wait()
             self._begun = False
+            self._turn = 1 - self._turn  # what is there may still be wanted
 
     def forward(self, x: Flow, ops: list[Op]) -> Flow:
         def begin() -> None:
@@ -192,7 +202,7 @@ class CutPair:
     def backward(self, d: Flow, ops: list[Op]) -> Flow:
         message = _MESSAGE.pack(_Do.BACKWARD, self._number, 0, d.now.shape[1])
         ops += [
-            partial(_like(self._exchange.output_gradient, d.now).copy_, d.now),
+            partial(_bring, d.now, _like(self._exchange.output_gradient, d.now)),
             partial(self._crew.tell, message),
             self._do_meanwhile,
         ]
@@ -226,6 +236,10 @@ class CutNetwork:
         for number in reversed(range(len(pairs))):
             self.first = CutPair(pairs[number], number, self.shares[number], crew, exchanges[number])
             self.layers[places[number]] = [self.first]
+            after = self.layers[places[number].start + 1 :]
+            following = next((layer for layer in after if isinstance(layer, Linear | CutPair)), None)
+            if isinstance(following, Linear):  # the layers between work in place: what they leave, helpers read
+                following.room.keep("d", exchanges[number].output_gradient)
         alone = [layer for layer in self.layers if isinstance(layer, Linear)]
         self.alone = [slice(layer.offset, layer.offset + layer.size) for layer in alone]
         """Where in the vector the layers are that no pair holds."""

@@ -39,6 +39,8 @@ class Pair:
     """Of its parameters in the vector."""
     first: bool
     """Nobody asks for the gradient of its input."""
+    factor: float
+    """Of its input."""
 
     @property
     def layers(self) -> tuple[Linear, Linear]:
@@ -91,6 +93,7 @@ def _pair(layers: Sequence[Layer]) -> Pair | None:
         activations=tuple(activations),
         offset=first.offset,
         first=first.offset == 0,
+        factor=first.factor,
     )
 
 
@@ -103,7 +106,7 @@ class Share:
         width = units.stop - units.start
         first = Linear(pair.inputs, width, pair.biases[0], 0)
         second = Linear(width, pair.outputs, pair.biases[1] and bias, first.size)
-        first.first = pair.first
+        first.first, first.factor = pair.first, pair.factor
         self._linear = first, second
         self._layers: list[Layer] = [first, *(Activation(kind) for kind in pair.activations), second]
         self.values = torch.zeros(first.size + second.size)

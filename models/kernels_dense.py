@@ -13,13 +13,13 @@ Not here: frozen, shared or hooked layers, and layers of other kinds; `kernels.k
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
 from gossipml.models.kernels_layers import Activation, Dropout, Flow, Layer, Linear, Op, Room, Weighing
-from gossipml.models.losses import Loss, Slope, loss_of, slope_of
+from gossipml.models.losses import Loss, loss_of
 from gossipml.models.spec import Sgd, Spec
 
 K = TypeVar("K")
@@ -28,30 +28,23 @@ T = TypeVar("T")
 STEPS_KEPT = 16  # lists of operations, for other numbers of models and samples
 
 
-class _Step:
+class _Step(Generic[T]):
     """The operations of one step on so many samples of so many models."""
 
-    def __init__(self, x: Flow, output: Flow, slope: torch.Tensor, forward: list[Op], back: list[Op]) -> None:
-        count = 1 if x.one else len(x.now)
+    def __init__(self, x: Flow, forward: list[Op], loss: Callable[[torch.Tensor], T], back: list[Op]) -> None:
         self._x = x
-        self._outputs, self._slopes = (each.view(count, *each.shape[-2:]) for each in (output.now, slope))
-        self._forward, self._back = forward, back
+        self._forward, self._loss, self._back = forward, loss, back
         self._inputs: torch.Tensor | None = None
 
-    def take(
-        self,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], T],
-    ) -> T:
-        """What `loss` gives, whose slope goes back."""
+    def take(self, inputs: torch.Tensor, prepared: torch.Tensor) -> T:
+        """What the loss gives, whose slope goes back."""
         if inputs is not self._inputs:
             x, self._inputs = self._x, inputs
             x.across = inputs.reshape(*x.now.shape[:-2], x.now.shape[-1], -1)
             x.now = x.across.transpose(-1, -2)
         for op in self._forward:
             op()
-        found = loss(self._outputs, targets, self._slopes)
+        found = self._loss(prepared)
         for op in self._back:
             op()
         return found
@@ -60,17 +53,18 @@ class _Step:
 class DenseKernel:
     """See `kernels.Kernel`. Made by `dense_kernel`."""
 
-    def __init__(self, layers: Sequence[Layer], loss: Loss, slope: Slope | None = None) -> None:
+    def __init__(self, layers: Sequence[Layer], loss: Loss, outputs: int) -> None:
+        """`outputs`: of the last layer."""
         self._layers = layers
         self._weighing = [layer for layer in layers if isinstance(layer, Weighing)]
         self._weighing[0].first = True
         self._linear = [layer for layer in layers if isinstance(layer, Linear)]
         self._loss = loss
-        self._slope = slope or Slope(lambda targets, _: targets, loss, sums=False)
+        self._outputs = outputs
         self._room = Room()
         self._bound: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._steps: dict[tuple[torch.Size, float], _Step] = {}  # on what is bound
-        self._descents: dict[tuple[torch.Size, Sgd], _Step] = {}  # on what is held
+        self._steps: dict[tuple[torch.Size, float], _Step[torch.Tensor]] = {}  # on what is bound
+        self._descents: dict[tuple[torch.Size, Sgd], _Step[object]] = {}  # on what is held
 
     def accumulate(
         self,
@@ -80,6 +74,22 @@ class DenseKernel:
         gradients: torch.Tensor,
         keep: float = 0.0,
     ) -> torch.Tensor:
+        """See `Kernel`."""
+        return self.accumulate_prepared(vectors, inputs, self.prepare(targets), gradients, keep)
+
+    def prepare(self, targets: torch.Tensor) -> torch.Tensor:
+        """Of targets (..., N, batch) what steps take of them, (..., N, ...)."""
+        return self._loss.prepare(targets, self._outputs)
+
+    def accumulate_prepared(
+        self,
+        vectors: torch.Tensor,
+        inputs: torch.Tensor,
+        prepared: torch.Tensor,
+        gradients: torch.Tensor,
+        keep: float = 0.0,
+    ) -> torch.Tensor:
+        """`accumulate`, with what `prepare` made of the targets."""
         bound = self._bound
         if bound is None or not (_same(vectors, bound[0]) and _same(gradients, bound[1])):
             self._steps.clear()
@@ -88,11 +98,11 @@ class DenseKernel:
         if step is None:
             for layer in self._weighing:
                 layer.bind(vectors, gradients)
-            step, back = self._record(inputs)
+            step, back = self._record(inputs, self._loss.find)
             for layer in reversed(self._weighing):
                 layer.weigh(keep, back)
             _keep(self._steps, (inputs.shape, keep), step)
-        return step.take(inputs, targets, self._loss)
+        return step.take(inputs, prepared)
 
     def scale(self, factor: float) -> None:
         """From now on the samples are to be multiplied by it: in the products, where that costs nothing."""
@@ -108,10 +118,6 @@ class DenseKernel:
         if not all(fitted):
             self._descents.clear()
 
-    def prepare(self, targets: torch.Tensor) -> torch.Tensor:
-        """Of targets (..., N, batch) what `descend` takes of them, (..., N, ...)."""
-        return self._slope.prepare(targets, self._linear[-1].outputs)
-
     def descend(self, inputs: torch.Tensor, prepared: torch.Tensor, sgd: Sgd) -> None:
         """One step of the first models that are held, without their losses. Inputs as in `kernels.Kernel`; for the
         targets see `prepare`."""
@@ -119,18 +125,20 @@ class DenseKernel:
         if step is None:
             for linear in self._linear:
                 linear.bind_held(len(inputs))
-            step, back = self._record(inputs)
+            step, back = self._record(inputs, self._loss.slope)
             for linear in self._linear:
-                linear.descend(sgd, 1 / inputs.shape[1] if self._slope.sums else 1.0, back)
+                linear.descend(sgd, 1 / inputs.shape[1] if self._loss.sums else 1.0, back)
             _keep(self._descents, (inputs.shape, sgd), step)
-        step.take(inputs, prepared, self._slope.find)
+        step.take(inputs, prepared)
 
     def release(self, vectors: torch.Tensor, velocities: torch.Tensor | None) -> None:
         """Undo of `hold`: the parameters and velocities as they are now go there."""
         for linear in self._linear:
             linear.release(vectors, velocities)
 
-    def _record(self, inputs: torch.Tensor) -> tuple[_Step, list[Op]]:
+    def _record(
+        self, inputs: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], Callable[[torch.Tensor], T]]
+    ) -> tuple[_Step[T], list[Op]]:
         """A step on samples like these, without the last part of its way back, which is to be added to the list."""
         count, batch = inputs.shape[:2]
         across = inputs.reshape(batch, -1) if count == 1 else inputs.reshape(count, batch, -1)
@@ -143,10 +151,11 @@ class DenseKernel:
         d = Flow(slope, slope.transpose(-1, -2))
         for layer in reversed(self._layers):
             d = layer.backward(d, back)
-        return _Step(x, output, slope, forward, back), back
+        outputs, slopes = (each.view(count, *each.shape[-2:]) for each in (output.now, slope))
+        return _Step(x, forward, loss(outputs, slopes), back), back
 
 
-def _keep(steps: dict[K, _Step], key: K, step: _Step) -> None:
+def _keep(steps: dict[K, _Step[T]], key: K, step: _Step[T]) -> None:
     if len(steps) >= STEPS_KEPT:
         steps.clear()
     steps[key] = step
@@ -155,7 +164,7 @@ def _keep(steps: dict[K, _Step], key: K, step: _Step) -> None:
 def dense_kernel(spec: Spec, module: nn.Module) -> DenseKernel | None:
     """The kernel for this module, or None."""
     layers = dense_layers(module)
-    return DenseKernel(layers, loss_of(spec), slope_of(spec)) if layers else None
+    return DenseKernel(layers, loss_of(spec), outputs_of(layers)) if layers else None
 
 
 def dense_layers(module: nn.Module) -> list[Layer]:
@@ -180,6 +189,11 @@ def dense_layers(module: nn.Module) -> list[Layer]:
                 return []
     # Shared layers count once in the vector and twice here.
     return layers if offset == sum(parameter.numel() for parameter in module.parameters()) else []
+
+
+def outputs_of(layers: Sequence[Layer]) -> int:
+    """How many outputs the last of them has."""
+    return [layer.outputs for layer in layers if isinstance(layer, Linear)][-1]
 
 
 def _flattened(module: nn.Module) -> list[nn.Module]:

@@ -15,75 +15,105 @@ import torch
 
 from gossipml.models.spec import Spec, StandardLoss
 
-Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of outputs (N, k, b) and targets (N, b) of N models the losses (N,), means over the batch; and in the third, like
-the outputs, the gradient of their sum."""
+Find: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""Of what was prepared of targets the losses (N,), means over the batch."""
+Slope: TypeAlias = Callable[[torch.Tensor], object]
+"""Of the same nothing; for the gradient alone."""
 
 
 @dataclass(frozen=True)
-class Slope:
-    """The gradient alone, for who takes many steps at once."""
+class Loss:
+    """`find` and `slope` are given the places of outputs (N, k, b) of N models, and of the gradient of the sum of their
+    losses, once; what they return works on these at each step."""
 
     prepare: Callable[[torch.Tensor, int], torch.Tensor]
-    """From targets (..., N, b), and the number k of outputs, what `find` takes for the targets (..., N, ...)."""
-    find: Loss | Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]
-    """Like a `Loss`, whatever it returns."""
-    sums: bool
-    """Whether it gives the gradient of the sum over the batch, which is `b` times that of the mean."""
+    """From targets (..., b), and the number k of outputs, what `Find` and `Slope` take for them (..., ...)."""
+    find: Callable[[torch.Tensor, torch.Tensor], Find]
+    slope: Callable[[torch.Tensor, torch.Tensor], Slope]
+    sums: bool = False
+    """Whether `slope` gives the gradient of the sum over the batch, which is `b` times that of the mean."""
 
 
 def loss_of(spec: Spec) -> Loss:
     """The loss of the specification."""
     kind: StandardLoss | None = getattr(spec.loss, "standard_loss", None)
-    return by_autograd(spec) if kind is None else _STANDARD[kind]
+    match kind:
+        case "cross-entropy":
+            return Loss(ones_of, softmax_cross_entropy, softmax_minus_ones, sums=True)
+        case "squared-error-of-classes":
+            return Loss(ones_of, squared_error, squared_error)
+        case "binary-cross-entropy":
+            return Loss(_as_they_are, binary_cross_entropy, binary_cross_entropy)
+
+    def find(outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
+        return by_autograd(spec, outputs, gradient)
+
+    return Loss(_as_they_are, find, find)
 
 
-def slope_of(spec: Spec) -> Slope:
-    """Of the loss of the specification."""
-    kind: StandardLoss | None = getattr(spec.loss, "standard_loss", None)
-    if kind == "cross-entropy":
-        return Slope(_ones_of, softmax_minus_targets, sums=True)
-    return Slope(lambda targets, _: targets, loss_of(spec), sums=False)
+def ones_of(targets: torch.Tensor, classes: int) -> torch.Tensor:
+    """(..., b) -> (..., k, b): 1 at the targets, else 0."""
+    ones = torch.empty(*targets.shape[:-1], classes, targets.shape[-1], device=targets.device)
+    # Comparing takes less time than scattering ones into zeros.
+    return torch.eq(targets.unsqueeze(-2), _classes(classes, targets.device), out=ones)
 
 
-def softmax_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """`torch.nn.functional.cross_entropy` from class numbers."""
+def softmax_cross_entropy(outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
+    """`torch.nn.functional.cross_entropy`."""
     weight = 1 / outputs.shape[2]
-    torch.log_softmax(outputs, 1, out=gradient)
-    chosen = _one_hot(targets, outputs)
-    # A product of two vectors is faster than their elements' products and a sum.
-    losses = torch.bmm(gradient.flatten(1).unsqueeze(1), chosen.flatten(1).unsqueeze(2)).view(-1).mul_(-weight)
-    gradient.exp_().sub_(chosen).mul_(weight)
-    return losses
+    products = _Products(gradient, -weight)
+
+    def find(ones: torch.Tensor) -> torch.Tensor:
+        torch.log_softmax(outputs, 1, out=gradient)
+        losses = products.with_(ones)
+        gradient.exp_().sub_(ones).mul_(weight)
+        return losses
+
+    return find
 
 
-def softmax_minus_targets(outputs: torch.Tensor, ones: torch.Tensor, gradient: torch.Tensor) -> None:
-    """The gradient of the sum of cross entropies; `ones` (N, k, b): 1 at the targets, else 0."""
-    torch.softmax(outputs, 1, out=gradient)
-    gradient.sub_(ones)
+def softmax_minus_ones(outputs: torch.Tensor, gradient: torch.Tensor) -> Slope:
+    """The gradient of the sum of cross entropies."""
+
+    def slope(ones: torch.Tensor) -> None:
+        torch.softmax(outputs, 1, out=gradient)
+        gradient.sub_(ones)
+
+    return slope
 
 
-def squared_error_of_classes(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """`mse_loss` from one-hot class numbers; a mean over the outputs, too."""
-    torch.sub(outputs, _one_hot(targets, outputs), out=gradient)
-    losses = gradient.square().mean((1, 2))
-    gradient.mul_(2 / (outputs.shape[1] * outputs.shape[2]))
-    return losses
+def squared_error(outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
+    """`torch.nn.functional.mse_loss`; a mean over the outputs, too."""
+    weight = 1 / (outputs.shape[1] * outputs.shape[2])
+    products = _Products(gradient, weight)
+
+    def find(ones: torch.Tensor) -> torch.Tensor:
+        torch.sub(outputs, ones, out=gradient)
+        losses = products.with_(gradient)
+        gradient.mul_(2 * weight)
+        return losses
+
+    return find
 
 
-def binary_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def binary_cross_entropy(outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
     """`torch.nn.functional.binary_cross_entropy` of the first output, a probability, from targets 0 and 1."""
-    p, t = outputs[:, 0], targets.to(outputs.dtype)
-    gradient.zero_()
-    # The bounds are torch's: 1e-12 on the variance, -100 on the logarithms.
-    torch.div(p - t, ((1 - p) * p).clamp_(min=1e-12).mul_(p.shape[1]), out=gradient[:, 0])
-    return ((t - 1) * (-p).log1p_().clamp_(min=-100) - t * p.log().clamp_(min=-100)).mean(1)
+    p = outputs[:, 0]
+
+    def find(targets: torch.Tensor) -> torch.Tensor:
+        t = targets.to(outputs.dtype)
+        gradient.zero_()
+        # The bounds are torch's: 1e-12 on the variance, -100 on the logarithms.
+        torch.div(p - t, ((1 - p) * p).clamp_(min=1e-12).mul_(p.shape[1]), out=gradient[:, 0])
+        return ((t - 1) * (-p).log1p_().clamp_(min=-100) - t * p.log().clamp_(min=-100)).mean(1)
+
+    return find
 
 
-def by_autograd(spec: Spec) -> Loss:
+def by_autograd(spec: Spec, outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
     """Any function of one model's outputs and targets."""
 
-    def loss(outputs: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    def find(targets: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
             leaf = outputs.detach().transpose(1, 2).contiguous().requires_grad_()
             if len(leaf) == 1:
@@ -94,25 +124,26 @@ def by_autograd(spec: Spec) -> Loss:
         gradient.copy_(found.transpose(1, 2))
         return losses.detach()
 
-    return loss
+    return find
 
 
-def _one_hot(targets: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
-    """Like the outputs: 1 at the targets, else 0. A scatter into them takes longer."""
-    return torch.eq(targets.unsqueeze(1), _classes(outputs.shape[1], outputs.device), out=torch.empty_like(outputs))
+class _Products:
+    """Of the elements of N matrices and of others, added up and weighted: as products of vectors they are faster."""
+
+    def __init__(self, matrices: torch.Tensor, weight: float) -> None:
+        self._rows = matrices.view(len(matrices), 1, -1)
+        self._nothing = matrices.new_zeros(len(matrices), 1, 1)
+        self._weight = weight
+
+    def with_(self, others: torch.Tensor) -> torch.Tensor:
+        columns = others.view(len(others), -1, 1)
+        return torch.baddbmm(self._nothing, self._rows, columns, alpha=self._weight).view(-1)
 
 
-def _ones_of(targets: torch.Tensor, classes: int) -> torch.Tensor:
-    return torch.eq(targets.unsqueeze(-2), _classes(classes, targets.device)).to(torch.float32)
+def _as_they_are(targets: torch.Tensor, outputs: int) -> torch.Tensor:
+    return targets
 
 
 @lru_cache(maxsize=8)
 def _classes(count: int, device: torch.device) -> torch.Tensor:
     return torch.arange(count, device=device).unsqueeze(1)
-
-
-_STANDARD: dict[StandardLoss, Loss] = {
-    "cross-entropy": softmax_cross_entropy,
-    "squared-error-of-classes": squared_error_of_classes,
-    "binary-cross-entropy": binary_cross_entropy,
-}

@@ -11,13 +11,13 @@ from typing import Protocol
 
 import torch
 
-from gossipml.models.batches import Samples
+from gossipml.models.batches import Feed, Samples
 from gossipml.models.crew import Crew
 from gossipml.models.crew_work import CutNetwork
 from gossipml.models.flat import FlatModule
 from gossipml.models.kernels import Kernel
-from gossipml.models.kernels_dense import DenseKernel
-from gossipml.models.kernels_layers import Layer
+from gossipml.models.kernels_dense import DenseKernel, outputs_of
+from gossipml.models.kernels_layers import Layer, Linear
 from gossipml.models.losses import Loss
 from gossipml.models.optimise import FlatSgd, TorchOptimiser, moves
 
@@ -41,12 +41,17 @@ class LoneSteps:
         self._kernel = kernel
         self._optimiser = optimiser
         self._samples = samples
+        self._feed: Feed | None = None
+        if isinstance(kernel, DenseKernel):  # autograd, or the user's module, might want samples for longer
+            kernel.scale(samples.scale)
+            self._feed = Feed(samples, scaled=False)
 
     def take(self, indices: torch.Tensor, coming: torch.Tensor | None = None) -> torch.Tensor:
-        inputs, targets = self._samples.at(indices)
-        losses = self._kernel.accumulate(
-            self._vectors, inputs.unsqueeze(0), targets.unsqueeze(0), self._gradients, self._optimiser.keep
-        )
+        if self._feed is None:
+            inputs, targets = (each.unsqueeze(0) for each in self._samples.at(indices))
+        else:
+            inputs, targets = self._feed.fetch(indices, 1), self._samples.targets(indices).unsqueeze(0)
+        losses = self._kernel.accumulate(self._vectors, inputs, targets, self._gradients, self._optimiser.keep)
         self._optimiser.step()
         return losses
 
@@ -68,7 +73,11 @@ class CrewSteps:
     ) -> None:
         """`layers` as `dense_layers` gives them, among them at least one pair."""
         self._vector, self._gradient = flat.vector, flat.gradient
+        self._vectors, self._gradients = flat.vector.unsqueeze(0), flat.gradient.unsqueeze(0)
         self._layers, self._loss = layers, loss
+        first = layers[0]
+        assert isinstance(first, Linear), "a dense network begins with one"
+        first.factor = samples.scale
         self._crew = crew
         self._optimiser = optimiser
         self._samples = samples
@@ -77,14 +86,13 @@ class CrewSteps:
         self._values_away = self._velocity_away = False
 
     def take(self, indices: torch.Tensor, coming: torch.Tensor | None = None) -> torch.Tensor:
-        inputs, targets = self._fetch(indices)
         if len(indices) > self._most:
             self._begin(len(indices))
+        inputs, prepared = self._fetched_before(indices) or self._fetch(indices)
         self._give_away()
         with self._network.first.doing(lambda: self._look_ahead(coming)):
-            losses = self._kernel.accumulate(
-                *(self._vector.unsqueeze(0), inputs.unsqueeze(0), targets.unsqueeze(0), self._gradient.unsqueeze(0)),
-                self._optimiser.keep,
+            losses = self._kernel.accumulate_prepared(
+                self._vectors, inputs, prepared, self._gradients, self._optimiser.keep
             )
         if isinstance(self._optimiser, FlatSgd):
             self._move()
@@ -103,24 +111,33 @@ class CrewSteps:
             self._network.store(self._gradient, velocity=True)
             self._velocity_away = False
 
-    def _fetch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _fetched_before(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         fetched, self._fetched = self._fetched, None
         if fetched is not None and torch.equal(fetched[0], indices):
             return fetched[1:]
-        if self._most:
-            self._network.first.forget()
-        return self._samples.at(indices)
+        self._network.first.forget()
+        return None
+
+    def _fetch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs (1, b, k), where the crew can reach them if it takes them, and prepared targets."""
+        first = self._network.first
+        if first.first:
+            inputs = first.room(len(indices))
+            self._samples.unscaled_into(indices, inputs)
+        else:
+            inputs = self._samples.unscaled(indices)
+        return inputs.unsqueeze(0), self._kernel.prepare(self._samples.targets(indices).unsqueeze(0))
 
     def _look_ahead(self, coming: torch.Tensor | None) -> None:
         if coming is None or len(coming) > self._most:
             return
         try:
-            inputs, targets = self._samples.at(coming)
+            inputs, prepared = self._fetch(coming)
         except Exception:
             return  # it is raised when their turn comes
-        self._fetched = coming, inputs, targets
+        self._fetched = coming, inputs, prepared
         if self._network.first.first and isinstance(self._optimiser, FlatSgd):
-            self._network.first.begin(inputs.reshape(len(inputs), -1).t())
+            self._network.first.begin(inputs[0].t())
 
     def _begin(self, batch: int) -> None:
         """For so many samples a step."""
@@ -128,7 +145,7 @@ class CrewSteps:
         optimiser, size = self._optimiser, len(self._gradient)
         sgd = optimiser.sgd if isinstance(optimiser, FlatSgd) else None
         self._network = CutNetwork(self._layers, self._crew, batch, size, sgd)
-        self._kernel = DenseKernel(self._network.layers, self._loss)
+        self._kernel = DenseKernel(self._network.layers, self._loss, outputs_of(self._layers))
         self._most = batch
         if isinstance(optimiser, FlatSgd):
             step_alone = optimiser.step_of(self._network.alone)

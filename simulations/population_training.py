@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from gossipml.errors import UserError
-from gossipml.models.batches import Rooms, Samples, ShuffledOrder
+from gossipml.models.batches import Feed, Samples, ShuffledOrder
 from gossipml.models.dataset import Dataset, is_stream
 from gossipml.models.flat import build_flat
 from gossipml.models.kernels import Kernel, kernel_for
@@ -88,21 +88,9 @@ class _Hand:
     def __init__(self, kernel: Kernel, samples: Samples) -> None:
         self.kernel = kernel
         self.dense = kernel if isinstance(kernel, DenseKernel) else None
-        self._samples = samples
-        self._room = Rooms()
-        self._fetched: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.feed = Feed(samples, scaled=self.dense is None)
         if self.dense is not None:
             self.dense.scale(samples.scale)
-
-    def fetch(self, places: torch.Tensor, count: int) -> torch.Tensor:
-        """The samples at `places` (count * batch,), as the kernel takes them (count, batch, ...); until the next call.
-        The same tensor as the last time where it can be, so that nobody needs new views of it."""
-        inputs = self._samples.unscaled(places, self._room)
-        if self.dense is None and self._samples.scale != 1.0:
-            inputs.mul_(self._samples.scale)
-        if self._fetched is None or self._fetched[0] is not inputs or len(self._fetched[1]) != count:
-            self._fetched = inputs, inputs.view(count, -1, *inputs.shape[1:])
-        return self._fetched[1]
 
 
 class Trainees:
@@ -239,7 +227,7 @@ class Trainees:
             for where, own_targets in zip(
                 places[stage, :active].flatten(1).unbind(), targets[stage, :active].unbind(), strict=True
             ):
-                inputs = hand.fetch(where, active)
+                inputs = hand.feed.fetch(where, active)
                 if dense is not None:
                     dense.descend(inputs, own_targets, sgd)
                     continue
@@ -271,7 +259,7 @@ class Trainees:
             gradient = self._gradients[peer : peer + 1]
             for _ in range(steps):
                 places = self._parts[peer][self._orders[peer].next_indices()][None]
-                hand.kernel.accumulate(row, hand.fetch(places[0], 1), self._samples.targets(places), gradient)
+                hand.kernel.accumulate(row, hand.feed.fetch(places[0], 1), self._samples.targets(places), gradient)
                 self._optimisers[peer].step()
             if not bool(row.sum().isfinite()):
                 row.copy_(before)
@@ -330,7 +318,7 @@ class Trainees:
         places = self._parts[0][:1].repeat(2)[None]  # two: batch norm wants more than one
         gradient, hand = self.first.new_empty(1, self.parameter_count), self._hand()
         hand.kernel.accumulate(
-            self.first.clone()[None], hand.fetch(places[0], 1), self._samples.targets(places), gradient
+            self.first.clone()[None], hand.feed.fetch(places[0], 1), self._samples.targets(places), gradient
         )
         draws = not torch.equal(before, torch.get_rng_state())
         torch.set_rng_state(before)

@@ -195,7 +195,7 @@ def test_frozen_parameters_stay(digits: Dataset) -> None:
 
 def test_a_batch_is_ingested_alone_when_all_would_be_too_much() -> None:
     count = INGEST_ONCE // (784 * 4) + 1
-    images = np.random.RandomState(0).randint(0, 256, (count, 28, 28)).astype(np.uint8)
+    images = np.random.RandomState(0).randint(0, 256, (count, 28, 28)).astype(np.float32)  # not bytes
     large = Samples(MnistMlp(), Labelled(images, np.arange(count, dtype=np.int64)), CPU)
     small = Samples(MnistMlp(), Labelled(images[:100], np.arange(100, dtype=np.int64)), CPU)
     assert large._ingested is None and small._ingested is not None
