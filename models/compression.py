@@ -13,16 +13,21 @@ the weights, so that they would suffer in a block with them):
     body    = exact values places
     exact   = the buffers as float32; in every body, whatever part of the parameters it holds
     values  = the parameters that are sent, in ascending order, as one vector of the encoding
-    places  = only with top, of all blocks one after the other; from 7 % on: a bit for each parameter, least first, the
-              last byte of a block filled up with zeros; below 7 %, where that takes fewer bytes: for each parameter
-              that is sent its place in its block, 2 bytes, little-endian, ascending
+    places  = only with top, of all blocks one after the other, as gaps in the code of Rice (Rice, Plaunt 1971; Golomb
+              1966): the number g of parameters that are left out before each one that is sent, as g >> k zeros and a
+              one, for all of the block; then the last bit of each g, the last but one, up to k. Least bit first, and
+              each filled up with zeros to as many bytes as it can take at most; k is what takes the fewest bits for
+              the percentage
 
 Name and layout tell the length of a body before it is read: of each block, or last part of a block, ceil(10 %) are
 sent. What is sent are parameters, not changes, because a receiver need not know what came before; which ones matter
 most is up to the sender (`feedback`). The receiver writes them over a copy of its own model and merges that: where
 nothing came the difference is zero. Its norm is then smaller; see `Form.share`.
 
-Left out: entropy coding.
+Places that are sent take 5.1 bits each with top 10 %, 6.2 with top 5 % (a bit for each parameter is 10 and 20, a number
+of two bytes 16); at random, 4.7 and 5.7 is the least that is possible.
+
+Left out: entropy coding of values.
 """  # noqa: E501 a table row is one line
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -41,9 +47,8 @@ from gossipml.models.arrays import A, is_numpy, largest, like, put, take, top
 from gossipml.models.encoding import BLOCK, ENCODINGS, Vector, decode_into, encode_into, encoded_size
 from gossipml.models.encoding_narrow import INT4_BLOCK, SMALLEST_SCALE, rounded_scales
 
-SPAN: Final = 1 << 16  # parameters of a block of top-k: what an offset of 2 bytes reaches; 256 KiB, in the cache
+SPAN: Final = 1 << 16  # parameters of a block of top-k: 256 KiB, in the cache
 MOST_PERCENT: Final = 50  # of top-k: beyond, the places cost more than they save
-BITMAP_PERCENT: Final = 7  # from here on a bit for each parameter is less than two bytes for each that is sent
 MOST_FRAGMENTS: Final = 64  # a parameter is then heard of once in 64 sends (guess)
 ALIASES: Final = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _NAME: Final = re.compile(
@@ -181,12 +186,7 @@ def pack_into(form: Form, values: Vector, out: memoryview, *, exact: int = 0, im
             raise LocalError("a parameter, or its change, is not finite")
         chosen = top(weights, among.stop - among.start)
         kept[among] = piece[chosen]
-        if form.percent < BITMAP_PERCENT:
-            places[where] = chosen.astype("<u2").tobytes()
-        else:
-            marked = np.zeros(len(piece), dtype=np.bool_)
-            marked[chosen] = True
-            places[where] = np.packbits(marked, bitorder="little").tobytes()
+        places[where] = _places(form, chosen, len(piece))
     if len(kept):
         encode_into(form.values, kept, out)
     return size
@@ -202,8 +202,8 @@ def pack(form: Form, values: Vector, *, exact: int = 0, importance: Vector | Non
 def unpack_into(form: Form, data: bytes | bytearray | memoryview, out: Vector, *, exact: int = 0) -> Places:
     """Writes what the body holds over `out`, and leaves the rest of it; where the parameters were written.
 
-    RemoteError, with `out` undefined, unless the length fits, places ascend within their blocks, and every value is
-    finite and at most MAX_MAGNITUDE.
+    RemoteError, with `out` undefined, unless the length fits, as many places as are due lie within their blocks, and
+    every value is finite and at most MAX_MAGNITUDE.
     """
     parameters = len(out) - exact
     size = packed_size(form, len(out), exact)
@@ -232,24 +232,69 @@ def unpack_into(form: Form, data: bytes | bytearray | memoryview, out: Vector, *
     everywhere = np.empty(len(kept), dtype=np.intp)
     for block, among, where in _blocks(form, parameters):
         chosen = _read_places(form, body[length:][where], block.stop - block.start)
-        if len(chosen) != among.stop - among.start:
-            raise RemoteError(f"{form.name} update marks {len(chosen)} places, not {among.stop - among.start}")
-        np.add(chosen, block.start, out=everywhere[among], dtype=np.intp)
+        np.add(chosen, block.start, out=everywhere[among])
     out[everywhere] = kept
     return everywhere
 
 
-def _read_places(form: Form, data: memoryview, size: int) -> NDArray[np.uint16] | NDArray[np.intp]:
-    """What is sent of a block of `size`, ascending. RemoteError when a place stands twice or is none of the block."""
-    if form.percent >= BITMAP_PERCENT:
-        marked = np.flatnonzero(np.unpackbits(np.frombuffer(data, dtype=np.uint8), bitorder="little").view(np.bool_))
-        if len(marked) and int(marked[-1]) >= size:
-            raise RemoteError(f"{form.name} update marks a place beyond the model")
-        return marked
-    places = np.frombuffer(data, dtype="<u2")
-    if int(places[-1]) >= size or not bool((places[1:] > places[:-1]).all()):
-        raise RemoteError(f"{form.name} update names places twice, out of order, or beyond the model")
+def _places(form: Form, chosen: NDArray[np.intp], size: int) -> bytes:
+    """Of a block of `size`; `chosen` ascending."""
+    gaps = chosen.copy()
+    gaps[1:] -= chosen[:-1]
+    gaps[1:] -= 1
+    low = _low_bits(form.percent)
+    ends = gaps >> low
+    ends += 1
+    np.cumsum(ends, out=ends)
+    ends -= 1
+    marks = np.zeros(_marks(form, size), dtype=np.uint8)
+    marks[ends] = 1
+    rests = gaps.astype(np.uint8)
+    planes = (marks, *(rests & (1 << bit) for bit in range(low)))
+    return b"".join(np.packbits(plane, bitorder="little").tobytes() for plane in planes)
+
+
+def _read_places(form: Form, data: memoryview, size: int) -> NDArray[np.intp]:
+    """Undo of `_places`. RemoteError when there are not as many places as are sent, or when they reach beyond the
+    block."""
+    low, count = _low_bits(form.percent), _kept(size, form.percent)
+    bits = np.frombuffer(data, dtype=np.uint8)
+    middle = -(-_marks(form, size) // 8)
+    ends = np.flatnonzero(np.unpackbits(bits[:middle], bitorder="little").view(np.bool_))
+    if len(ends) != count:
+        raise RemoteError(f"{form.name} update marks {len(ends)} places, not {count}")
+    places = ends.copy()  # here the steps from place to place
+    places[1:] -= ends[:-1]
+    places[1:] -= 1
+    places <<= low
+    if low:
+        places |= _rests(bits[middle:].reshape(low, -1), count)
+    places[1:] += 1
+    np.cumsum(places, out=places)
+    if count and int(places[-1]) >= size:
+        raise RemoteError(f"{form.name} update marks a place beyond the model")
     return places
+
+
+def _rests(planes: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """Numbers (count,) by their bits (k, ...), packed."""
+    rests = np.unpackbits(planes[0], count=count, bitorder="little")
+    for bit, plane in enumerate(planes[1:], 1):
+        rests |= np.unpackbits(plane, count=count, bitorder="little") << bit
+    return rests
+
+
+@cache
+def _low_bits(percent: int) -> int:
+    """The k of the code: what a place takes on average is then least."""
+    p = percent / 100
+    return min(range(8), key=lambda k: p * (1 + k) + (1 - p) / (1 << k))
+
+
+def _marks(form: Form, size: int) -> int:
+    """Bits of zeros and ones that a block of `size` can take at most."""
+    count = _kept(size, form.percent)
+    return count + (size - count >> _low_bits(form.percent))
 
 
 def sampled_places(form: Form, parameters: int) -> NDArray[np.intp]:
@@ -289,9 +334,13 @@ def _kept(size: int, percent: int) -> int:
 def _places_size(form: Form, parameters: int) -> int:
     if form.percent == 100:
         return 0
-    if form.percent < BITMAP_PERCENT:
-        return 2 * _sent(form, parameters)
-    return -(-parameters // 8)  # SPAN is a multiple of 8
+    whole, rest = divmod(parameters, SPAN)
+    return whole * _block_size(form, SPAN) + _block_size(form, rest)
+
+
+def _block_size(form: Form, size: int) -> int:
+    """Bytes of the places in a block of `size`."""
+    return -(-_marks(form, size) // 8) + _low_bits(form.percent) * -(-_kept(size, form.percent) // 8)
 
 
 def _blocks(form: Form, parameters: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -300,7 +349,7 @@ def _blocks(form: Form, parameters: int) -> Iterator[tuple[slice, slice, slice]]
     for start in range(0, parameters, SPAN):
         stop = min(start + SPAN, parameters)
         count = _kept(stop - start, form.percent)
-        size = 2 * count if form.percent < BITMAP_PERCENT else -(-(stop - start) // 8)
+        size = _block_size(form, stop - start)
         yield slice(start, stop), slice(among, among + count), slice(where, where + size)
         among += count
         where += size

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from gossipml.errors import LocalError, RemoteError, UserError
 from gossipml.models.compression import (
-    BITMAP_PERCENT,
     SPAN,
     Form,
     pack,
@@ -23,7 +22,7 @@ from gossipml.models.compression import (
     unpack_into,
 )
 from gossipml.models.compression_auto import LADDER, RESERVE, choose
-from gossipml.models.encoding import ENCODINGS, MAX_MAGNITUDE, Vector, decode, encode
+from gossipml.models.encoding import ENCODINGS, MAX_MAGNITUDE, Vector, decode, encode, encoded_size
 from gossipml.models.feedback import pack_changes, pack_update, with_feedback
 
 FORMS = [
@@ -33,8 +32,8 @@ FORMS = [
     Form("float16", fragment=2, fragments=5),
     Form("int4", fragment=7, fragments=8),
     Form("int8", 1),
-    Form("bfloat16", BITMAP_PERCENT - 1),
-    Form("float32", BITMAP_PERCENT),
+    Form("bfloat16", 6),
+    Form("float32", 7),
     Form("int4", 50),
 ]
 
@@ -194,30 +193,49 @@ def test_wrong_lengths_are_refused(form: Form) -> None:
         pack_into(form, normal(1000), memoryview(bytearray(len(data) - 1)), exact=3)
 
 
-@pytest.mark.parametrize("places", [[0, 1, 1], [0, 2, 1], [0, 1, 300], [0, 1, 65535], [2, 1, 0]])
-def test_offsets_that_repeat_descend_or_leave_the_model_are_refused(places: list[int]) -> None:
-    form = Form("float32", 1)
-    data = bytearray(pack(form, normal(300)))
-    data[-6:] = np.array(places, dtype="<u2").tobytes()
-    with pytest.raises(RemoteError, match="twice, out of order, or beyond"):
-        unpack_into(form, data, np.zeros(300, dtype=np.float32))
+@given(st.integers(1, 50), st.integers(1, 700), st.sampled_from(("first", "last", "any")), st.integers(0, 99))
+def test_places_come_back_wherever_they_are(percent: int, n: int, where: str, seed: int) -> None:
+    form = Form("float32", percent)
+    count = -(-n * percent // 100)
+    importance = np.random.RandomState(seed).permutation(n).astype(np.float32)
+    if where != "any":
+        importance.sort()
+    if where == "first":
+        importance = importance[::-1].copy()
+    values = normal(n) + 9
+    out = np.zeros(n, dtype=np.float32)
+    places = unpack_into(form, pack(form, values, importance=importance), out)
+    assert set(np.asarray(places).tolist()) == set(np.argsort(-importance)[:count].tolist())
+    assert np.array_equal(out, np.where(importance >= n - count, values, 0))
 
 
-def test_bitmaps_with_other_counts_or_bits_beyond_the_model_are_refused() -> None:
-    form, n = Form("float32", 10), 45  # 5 of them, a bitmap of 6 bytes with 3 unused bits
-    data = pack(form, normal(n))
-    bits = np.unpackbits(np.frombuffer(data[-6:], dtype=np.uint8), bitorder="little")
-    set_bits, clear = np.flatnonzero(bits), np.flatnonzero(bits[:n] == 0)
-    for flips, says in (
-        ([clear[0]], "marks 6 places, not 5"),
-        ([set_bits[0]], "marks 4 places"),
-        ([set_bits[0], n], "beyond"),
+def test_places_are_gaps_of_zeros_and_a_one_and_their_last_bits() -> None:
+    form, n = Form("float32", 10), 40  # 4 of them; k = 3, so 4 + 36 >> 3 = 8 marks, and thrice 4 bits
+    importance = np.zeros(n, dtype=np.float32)
+    importance[[2, 3, 21, 39]] = 1  # gaps 2, 0, 17, 17
+    body = pack(form, normal(n), importance=importance)
+    assert body[16:] == bytes([0b10010011, 0b1100, 0b0001, 0b0000])
+
+
+def test_places_take_few_bits() -> None:
+    bits = {k: 8 * (packed_size(Form("int8", k), SPAN) - encoded_size("int8", -(-SPAN * k // 100))) for k in (1, 5, 10)}
+    assert {k: round(bits[k] / (SPAN * k / 100), 1) for k in bits} == {1: 8.6, 5: 6.2, 10: 5.1}
+
+
+def test_marks_of_other_counts_and_places_beyond_the_model_are_refused() -> None:
+    form, n = Form("float32", 10), 45  # 5 of them: 10 marks in 2 bytes, and thrice 5 bits
+    importance = np.zeros(n, dtype=np.float32)
+    importance[:5] = 1
+    body = pack(form, normal(n), importance=importance)
+    assert body[-5:] == bytes([0b11111, 0, 0, 0, 0])
+    for marks, says in (
+        ([0b111111, 0], "marks 6 places, not 5"),
+        ([0b1111, 0], "marks 4 places"),
+        ([0b1111, 0b10], "beyond"),  # the padding begins with the third bit
+        ([0b1111, 0b10000000], "beyond"),
     ):
-        changed = bits.copy()
-        changed[flips] ^= 1
-        wrong = data[:-6] + np.packbits(changed, bitorder="little").tobytes()
         with pytest.raises(RemoteError, match=says):
-            unpack_into(form, wrong, np.zeros(n, dtype=np.float32))
+            unpack_into(form, body[:-5] + bytes([*marks, 255, 255, 255]), np.zeros(n, dtype=np.float32))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -327,7 +345,7 @@ def test_a_model_sent_by_its_changes_arrives_whole() -> None:
 
 def test_a_link_gets_the_finest_form_that_it_carries_in_time() -> None:
     n = 1_000_000
-    forms = [choose(bandwidth, 1.0, n) for bandwidth in (1e9, 1.1e6, 1e6, 4e5, 3e5, 2e5, 4e4, 1.0)]
+    forms = [choose(bandwidth, 1.0, n) for bandwidth in (1e9, 1.1e6, 1e6, 4e5, 3e5, 1e5, 4e4, 1.0)]
     assert forms == [LADDER[rung] for rung in (0, 0, 1, 2, 3, 4, 5, 5)]
     assert choose(None, 1.0, n) == LADDER[0] and choose(None, 1.0, n, now=LADDER[2]) == LADDER[2]
     sizes = [packed_size(form, n) for form in LADDER]
