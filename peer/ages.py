@@ -118,8 +118,11 @@ class Ages:
                 return age
         return claims[-1][0]
 
-    def stale(self, age: float, typical: float | None) -> str:
-        """Why a model of this age is too far behind what is `typical` without its sender; empty when it is not."""
+    def stale(self, age: float, sender: PeerId) -> str:
+        """Why a model of this age is too far behind what the others claim; empty when it is not."""
+        if age >= self.config.stale * self.own:
+            return ""  # whatever they claim
+        typical = self.typical(without=sender)
         # The lesser of the two: were our own age inflated by a liar, everybody honest would seem stale.
         reference = self.own if typical is None else min(self.own, typical)
         behind = reference - age
@@ -127,11 +130,13 @@ class Ages:
             return f"stale: age {age:.0f} is {behind:.0f} behind"
         return ""
 
-    def credible(self, age: float, typical: float | None) -> float:
-        """As much of a claimed age as the other neighbours, whose ages `typical` sums up, and our own make likely."""
-        if typical is None:
-            return age
-        return min(age, self.config.lead * max(self.own, typical, self.config.stale_rounds * self._per_round))
+    def credible(self, age: float, sender: PeerId) -> float:
+        """As much of a claimed age as what the others claim, and our own, make likely."""
+        likely = self.config.lead * max(self.own, self.config.stale_rounds * self._per_round)
+        if age <= likely:
+            return age  # whatever they claim
+        typical = self.typical(without=sender)
+        return age if typical is None else min(age, max(likely, self.config.lead * typical))
 
     def weight(self, sender: PeerId, age: float, fragment: str = "") -> float:
         """The share of an incoming model, or fragment, in the mean so far. Two models of age 0 count the same."""

@@ -519,8 +519,7 @@ class Gossip:
         if objection:
             return [Refuse(sender, objection, fault=False)]
         self._note_round(sender, update.round)
-        typical = self.ages.typical(without=sender)
-        stale = self.ages.stale(update.age, typical)
+        stale = self.ages.stale(update.age, sender)
         self.ages.claimed(sender, update.age)
         if stale:  # it needs ours more than we need its
             answer = self._answer(sender) if update.reply_wanted else []
@@ -528,7 +527,7 @@ class Gossip:
         held = len(self._reading) + len(self._waiting) + bool(self._merging) - (sender in self._waiting)
         if held >= self._room(self.facts, update.body_length) or self._has(sender):
             return [Refuse(sender, BUSY, fault=False)]
-        self._reading[sender] = Incoming(update, self.ages.credible(update.age, typical))
+        self._reading[sender] = Incoming(update, self.ages.credible(update.age, sender))
         return [Accept(sender)]
 
     def _note_round(self, sender: PeerId, round_: int) -> None:
@@ -599,7 +598,7 @@ class Gossip:
         stale = [
             sender
             for sender, incoming in self._waiting.items()
-            if sender not in self._merging and self.ages.stale(incoming.update.age, self.ages.typical(without=sender))
+            if sender not in self._merging and self.ages.stale(incoming.update.age, sender)
         ]
         for sender in stale:
             del self._waiting[sender]

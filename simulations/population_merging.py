@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from gossipml.models.arrays import IN_CACHE, ON_DEVICE
 from gossipml.models.averaging import Coordinates
 from gossipml.models.compression import Form, packed_size, parse_form, received, unpack_into
 from gossipml.models.encoding import MAX_MAGNITUDE
@@ -257,7 +258,7 @@ def spread(x: torch.Tensor, peers: Sequence[int]) -> tuple[torch.Tensor, float, 
     """The mean of these peers' models (P,), their root mean square distance from it relative to its norm, and the
     variance over peers, the mean over parameters. Sums in float64."""
     total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-    step = max(1, (16 << 20) // x.shape[1])
+    step = max(1, (IN_CACHE if x.device.type == "cpu" else ON_DEVICE) // x.shape[1])
     pieces = [torch.tensor(list(peers[start : start + step]), device=x.device) for start in range(0, len(peers), step)]
     for piece in pieces:
         total += x[piece].sum(0, dtype=torch.float64)
