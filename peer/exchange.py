@@ -15,7 +15,8 @@ import trio
 
 from gossipml.errors import GossipmlError
 from gossipml.ids import PeerId, short_peer_id
-from gossipml.peer.gossip import Gossip, Merge, MergeDone, MergeFailed, MergeTogether
+from gossipml.peer.gossip import Gossip
+from gossipml.peer.gossip_events import Merge, MergeDone, MergeFailed, MergeTogether
 from gossipml.peer.learner import Learner, MergeOutcome, NotReady
 from gossipml.peer.wire import Update
 

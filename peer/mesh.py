@@ -20,16 +20,19 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from gossipml.env import GOSSIP, Credentials, Env, Handler, Listener, Stream
-from gossipml.errors import LocalError, RemoteError
+from gossipml.errors import LocalError
 from gossipml.ids import MAX_CONTACT_ADDRESSES, Address, Contact, PeerId, short_peer_id
 from gossipml.peer import failure as f
-from gossipml.peer import gossip as g
+from gossipml.peer import gossip_events as g
 from gossipml.peer import session as s
-from gossipml.peer.exchange import Exchange, Merged, Snapshot
+from gossipml.peer.dialling import Dialling
+from gossipml.peer.exchange import Exchange, Merged
+from gossipml.peer.gossip import BUSY, Gossip
 from gossipml.peer.herald import Herald
 from gossipml.peer.learner import Learner, NotReady
 from gossipml.peer.link import Link, LinkConfig, Parcel, Traffic
 from gossipml.peer.neighbours import NeighbourInfo, Stats, describe
+from gossipml.peer.packing import Packing
 from gossipml.peer.wire import (
     BOOT_SIZE,
     LINK_SIZE,
@@ -47,8 +50,6 @@ from gossipml.peer.wire import (
 log = logging.getLogger("gossipml.peer")
 
 RENEW_SECONDS = 60.0  # between two tries to move a session to the newest keys
-LEAST_ROUND = 0.1  # seconds: a round of a small model is shorter than what is known of a link is exact (guess)
-MAX_STRANGERS = 16  # as many addresses as a token has
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Mesh:
         profile: Profile,
         listener: Listener,
         *,
-        gossip: g.Gossip,
+        gossip: Gossip,
         facts: g.ModelFacts | None = None,
         config: MeshConfig | None = None,
         streams: Mapping[str, Handler] | None = None,
@@ -99,8 +100,6 @@ class Mesh:
         self.stats = Stats()
         self.send_seconds = 0.0
         """How long an update takes from its encoding until it has left, smoothed; 0 before the first."""
-        self.strangers: dict[Address, str] = {}
-        """Addresses where somebody answered who is no member as we are, and what is wrong; the latest of them."""
         self.profile = replace(profile, model=facts.model, digest=facts.digest) if facts else profile
         self.own = credentials.identity.peer_id
         self._env = env
@@ -117,12 +116,13 @@ class Mesh:
         self._exchange = Exchange(gossip)
         self._failure = f.FailureDetector(self.config.failure)
         self._links: dict[PeerId, Link] = {}
+        self._packing = Packing(gossip, self._exchange, self._links, env.clock)
         self._all: dict[int, Link] = {}  # also those still in their hello, by serial number
         self._serial = 0
         self._hellos = 0
         self._facts = facts
-        self._dialling: dict[PeerId, list[Parcel]] = {}  # with what is to be sent once connected
-        self._doors: dict[Address, None] = {}  # addresses being dialled
+        dials, seconds = self.config.dials, self.config.dial_seconds
+        self._dialling = Dialling(env, credentials, self.view, self, most=dials, seconds=seconds)
         self._notes: dict[PeerId, str] = {}  # for NeighbourInfo.reason
         self._traffic: dict[PeerId, Traffic] = {}
         self._news: dict[PeerId, News] = {}  # of the peers with an open session
@@ -132,8 +132,6 @@ class Mesh:
         self._awake_at = math.inf
         self._peers_changed = trio.Event()
         self._merge_now = trio.Event()
-        self._round_at: float | None = None
-        self._round_seconds = 0.0  # between the ends of two rounds, smoothed
         self._to_merge: g.Merge | g.MergeTogether | None = None  # gossip has one under way at a time
         self._encoding = 0  # sends that still wait for our model to be encoded
 
@@ -145,14 +143,14 @@ class Mesh:
             raise LocalError("the mesh runs already")
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._nursery = self._dialling.nursery = nursery
                 nursery.start_soon(self._listener.serve, self._accepted)
                 nursery.start_soon(self._merge_all)
                 nursery.start_soon(self._keep_time)
                 nursery.start_soon(self._keep_up)
                 task_status.started()
         finally:
-            self._nursery = None
+            self._nursery = self._dialling.nursery = None
 
     def accept(self, protocol: str, handler: Handler) -> None:
         """From now on `handler` serves accepted streams of another protocol."""
@@ -200,8 +198,13 @@ class Mesh:
     def blame(self, peer: PeerId, reason: str) -> None:
         """Somebody broke a rule elsewhere (a bad piece, say): a strike, as for a fault in a session."""
         self.stats.faults += 1
-        self._note(peer, reason)
+        self.note(peer, reason)
         self._act(self.gossip.handle(g.Misbehaved(peer, reason), self._clock.now()))
+
+    @property
+    def strangers(self) -> Mapping[Address, str]:
+        """Addresses where somebody answered who is no member as we are, and what is wrong; the latest of them."""
+        return self._dialling.strangers
 
     @property
     def age(self) -> float:
@@ -211,12 +214,8 @@ class Mesh:
     async def gossip_round(self, samples: int, round: int, body: bytes = b"") -> None:
         """A local round is done: hand the model to the receivers' queues, encoded in `body`, or as the learner encodes
         it now. Does not wait for the receivers."""
-        now = self._clock.now()
-        if self._round_at is not None:
-            took = now - self._round_at
-            self._round_seconds = took if not self._round_seconds else 0.7 * self._round_seconds + 0.3 * took
-        self._round_at = now
-        sends = self._act(self.gossip.handle(g.RoundFinished(samples, round), now))
+        self._packing.round_ended()
+        sends = self._act(self.gossip.handle(g.RoundFinished(samples, round), self._clock.now()))
         if body:
             self._exchange.offer(body)
         self._encoding += 1
@@ -224,7 +223,7 @@ class Mesh:
 
     def training_finished(self) -> None:
         """From here on only average, slower and slower. The next `gossip_round` ends that."""
-        self._round_at = None
+        self._packing.rounds_ended()
         self._send_soon(self._act(self.gossip.handle(g.TrainingFinished(), self._clock.now())))
 
     def order(self, order: bytes) -> bool:
@@ -277,7 +276,7 @@ class Mesh:
         if self._hellos >= self.config.hellos:
             await stream.aclose()
             return
-        await self._run_link(stream, dialled=False)
+        await self.run_link(stream, dialled=False)
 
     async def _receive_guest(self, stream: Stream) -> None:
         """A stream of another protocol, until it ends or its peer is no member any more."""
@@ -293,8 +292,7 @@ class Mesh:
                     del self._guests[serial]
         await stream.aclose()
 
-    async def _run_link(self, stream: Stream, *, dialled: bool) -> Link:
-        """The whole life of a session; returns the link when it is over."""
+    async def run_link(self, stream: Stream, *, dialled: bool) -> Link:
         peer = stream.peer_id
         now, orders = self._clock.now(), self._membership.digest
         session = s.Session(self.own, peer, self.profile, self._boot, dialled=dialled, now=now, orders=orders)
@@ -322,7 +320,7 @@ class Mesh:
         del self._links[peer]
         self._news.pop(peer, None)
         if link.end_code == "broken":
-            self._note(peer, link.end_reason)
+            self.note(peer, link.end_reason)
             self.view.failed(peer, now)
             self._watch(f.SessionBroke(peer))
         else:
@@ -342,29 +340,12 @@ class Mesh:
         log.warning("no session with %s at %s: %s", short_peer_id(link.peer), link.stream.remote, link.end_reason)
         self.view.refused(link.peer, link.end_reason, now)
 
-    def _dial(self, peer: PeerId, parcel: Parcel | None = None) -> None:
-        """Dial a known contact in a task of its own, unless that is under way; then send the parcel."""
-        if peer in self._dialling:
-            if parcel is not None:
-                self._dialling[peer].append(parcel)
-        elif self._nursery is not None:
-            self._dialling[peer] = [] if parcel is None else [parcel]
-            self._nursery.start_soon(self._dial_contact, peer)
+    # What dialling asks and tells (`gossipml.peer.dialling.Host`).
 
-    async def _dial_contact(self, peer: PeerId) -> None:
-        entry, parcels = self.view.get(peer), self._dialling[peer]
-        link: Link | None = None
-        try:
-            for address in entry.contact.addresses if entry else ():
-                stream = await self._connect(address, peer)
-                if stream is not None:
-                    link = await self._run_link(stream, dialled=True)
-                    break
-        finally:
-            if self._dialling.get(peer) is parcels:
-                del self._dialling[peer]
-            for parcel in parcels:  # a refused duplicate means that there is a session to send it on
-                self._deliver(peer, parcel, dial=False)
+    def has_session(self, peer: PeerId) -> bool:
+        return peer in self._links or peer == self.own
+
+    def dialled(self, peer: PeerId, link: Link | None) -> None:
         now = self._clock.now()
         if link is None or (link.opened_at is None and link.end_code in ("broken", "timeout", "fault", "full")):
             self.stats.dials_failed += 1
@@ -376,37 +357,11 @@ class Mesh:
         elif link.end_code == "duplicate":
             self.view.put_off(peer, now + self.view.config.backoff)
 
-    async def _dial_door(self, address: Address) -> None:
-        try:
-            stream = await self._connect(address, None)
-            self.view.door_failed(address, self._clock.now())  # until its hello has come
-            if stream is None:
-                return
-            if stream.peer_id in self._links or stream.peer_id == self.own:
-                self.view.door_opened(address)
-                await stream.aclose()
-                return
-        finally:
-            self._doors.pop(address, None)
-        await self._run_link(stream, dialled=True)
-
-    async def _connect(self, address: Address, expected: PeerId | None) -> Stream | None:
-        try:
-            with trio.fail_after(self.config.dial_seconds):
-                stream = await self._env.net.connect(address, expected, self._credentials)
-            self.strangers.pop(address, None)
-            return stream
-        except (OSError, RemoteError, trio.TooSlowError) as error:
-            what = str(error) or type(error).__name__
-            if isinstance(error, RemoteError) and self.strangers.get(address) != what:
-                log.warning("no session with %s: %s", address, what)
-                self.strangers[address] = what
-                while len(self.strangers) > MAX_STRANGERS:
-                    del self.strangers[next(iter(self.strangers))]
-            log.debug("dialling %s failed: %s", address, what)
-            if expected is not None:
-                self._note(expected, f"dialling {address}: {what}")
-            return None
+    def note(self, peer: PeerId, text: str) -> None:
+        self._notes.pop(peer, None)
+        self._notes[peer] = text
+        if len(self._notes) > 2 * self.view.config.capacity:
+            del self._notes[next(iter(self._notes))]
 
     # What a link asks and tells (`gossipml.peer.link.Owner`).
 
@@ -449,9 +404,9 @@ class Mesh:
         log.info("session with %s %s at %s", profile.name, short_peer_id(peer), link.stream.remote)
         for message in self._herald.greeting(link.session.their_orders):
             link.post(message)
-        parcels = self._dialling.pop(peer, [])
+        parcels = self._dialling.take(peer)
         while parcels:
-            self._deliver(peer, parcels.pop(), dial=False)
+            self.deliver(peer, parcels.pop(), dial=False)
 
     def on_profile(self, link: Link, profile: Profile) -> None:
         if self._links.get(link.peer) is link:
@@ -471,8 +426,8 @@ class Mesh:
                     self._spread(news, heard_from=link)
                     self._on_orders()
             case UpdateAck(_, False, reason, total):
-                if reason != g.BUSY:  # being busy says nothing about anybody
-                    self._note(link.peer, f"refused our update: {reason}")
+                if reason != BUSY:  # being busy says nothing about anybody
+                    self.note(link.peer, f"refused our update: {reason}")
                 if total is not None:
                     self._act(self.gossip.handle(g.SendRefused(link.peer, total), self._clock.now()))
 
@@ -506,7 +461,7 @@ class Mesh:
     def on_sent(self, link: Link, parcel: Parcel, reason: str) -> None:
         if not reason and parcel.body:
             took = self._clock.now() - parcel.made
-            self._note(link.peer, "")  # no answer means that it was taken
+            self.note(link.peer, "")  # no answer means that it was taken
             self.send_seconds = took if not self.send_seconds else 0.9 * self.send_seconds + 0.1 * took
         self._send_done(link.peer, reason, in_doubt=bool(reason))
 
@@ -552,23 +507,9 @@ class Mesh:
         """Encode the model and queue it for each receiver; every send comes to its SendDone."""
         left = list(sends)
         try:
-            snapshot: Snapshot | None = None
-            hinted = False  # one receiver a push, at random as they all are, is enough for peer sampling
-            while left:
-                action = left[0]
-                if isinstance(action, g.AskUpdate):
-                    snapshot = None
-                else:
-                    encoding = self._encoding_for(action.to) + action.part
-                    if snapshot is None or snapshot.encoding != encoding:
-                        snapshot = await self._exchange.snapshot(encoding)
-                facts = self.gossip.facts
-                if facts is None:
-                    break
-                left.pop(0)
-                contacts = () if hinted else self._hints(action.to)
-                hinted = hinted or bool(contacts)
-                self._deliver(action.to, self._parcel(snapshot, facts, action, contacts))
+            async for action, parcel in self._packing.pack(sends):
+                left.remove(action)
+                self.deliver(action.to, parcel)
         except NotReady as error:
             log.debug("nothing sent: %s", error)
         finally:
@@ -576,27 +517,6 @@ class Mesh:
             self._merge_now.set()
             for action in left:
                 self._send_done(action.to, "not ready")
-
-    def _encoding_for(self, peer: PeerId) -> str:
-        """Of the next body for the peer; where a link decides, as fine as it carries in its share of a round."""
-        config, facts, link = self.gossip.config, self.gossip.facts, self._links.get(peer)
-        if config.encoding != g.AUTO or facts is None:
-            return config.encoding
-        if link is None:
-            return facts.choose("", None, 0.0)
-        seconds = self._round_seconds if self.gossip.training else self.gossip.interval
-        share = max(seconds, LEAST_ROUND) / config.protocol.fanout
-        link.encoding = facts.choose(link.encoding, link.bandwidth.estimate, share)
-        return link.encoding
-
-    def _hints(self, peer: PeerId) -> tuple[Contact, ...]:
-        """Contacts to attach to an update for the peer; nothing when it got some just now."""
-        link, now = self._links.get(peer), self._clock.now()
-        if link is not None:
-            if now < link.hints_due:
-                return ()
-            link.hints_due = now + self.gossip.config.contacts_seconds
-        return self.view.contacts(self.gossip.config.contacts)
 
     def _send_soon(self, sends: list[g.Send]) -> None:
         if not sends:
@@ -608,37 +528,13 @@ class Mesh:
             for action in sends:
                 self._send_done(action.to, "stopping")
 
-    def _parcel(
-        self,
-        snapshot: Snapshot | None,
-        facts: g.ModelFacts,
-        action: g.Send,
-        contacts: tuple[Contact, ...] = (),
-    ) -> Parcel:
-        """Without a snapshot, a question."""
-        body = snapshot.body if snapshot is not None else b""
-        update = Update(
-            model=facts.model,
-            digest=facts.digest,
-            encoding=snapshot.encoding if snapshot is not None else self._encoding_for(action.to),
-            parameters=facts.parameters,
-            body_length=len(body),
-            age=snapshot.age if snapshot is not None else self.gossip.age,
-            round=snapshot.round if snapshot is not None else self.gossip.round,
-            reply_wanted=isinstance(action, g.AskUpdate) or (isinstance(action, g.SendUpdate) and action.reply_wanted),
-            reply=isinstance(action, g.ReplyUpdate),
-            contacts=contacts,
-            mass=action.mass if isinstance(action, g.SendUpdate) else None,
-        )
-        return Parcel(update, body, self._clock.now())
-
-    def _deliver(self, peer: PeerId, parcel: Parcel, *, dial: bool = True) -> None:
+    def deliver(self, peer: PeerId, parcel: Parcel, *, dial: bool = True) -> None:
         """Queue the parcel on the peer's session, dialling for one if need be."""
         link = self._links.get(peer)
         theirs = link.session.theirs if link is not None else None
         if link is None or theirs is None:
             if dial and self._nursery is not None and peer in self.view:
-                self._dial(peer, parcel)
+                self._dialling.dial(peer, parcel)
             else:
                 self._send_done(peer, self._notes.get(peer) or "cannot be reached")
         elif (theirs.model, theirs.digest) != (parcel.update.model, parcel.update.digest):
@@ -668,7 +564,7 @@ class Mesh:
                     log.info("%s is lost: %s", short_peer_id(peer), reason)
                     if link is not None:
                         del self._links[peer]
-                        self._note(peer, reason)
+                        self.note(peer, reason)
                         self.view.failed(peer, self._clock.now())
                         link.break_off(reason)
                         self._peers_changed.set()
@@ -731,7 +627,7 @@ class Mesh:
                 and now >= link.renew_at
             ):
                 link.renew_at = now + RENEW_SECONDS
-                self._dial(link.peer)  # the new session takes the place of the old one
+                self._dialling.dial(link.peer)  # the new session takes the place of the old one
                 return
 
     # Long-lived tasks.
@@ -758,7 +654,7 @@ class Mesh:
             self.stats.merges += event.applied
             self.stats.merges_refused += not event.applied
             if update is not None and not event.applied:
-                self._note(event.sender, event.reason)
+                self.note(event.sender, event.reason)
                 link = self._links.get(event.sender)
                 if link is not None:
                     link.post(_refusal(update, event.reason))
@@ -783,16 +679,12 @@ class Mesh:
             if len(self._membership.accepted) > 1:
                 self._renew_one()
             now = self._clock.now()
-            missing = self.config.wanted - len(self._links) - len(self._dialling)
-            free = self.config.dials - len(self._dialling) - len(self._doors)
-            for peer in self.view.to_dial(max(0, min(missing, free)), self.profile.model, now):
+            missing = self.config.wanted - len(self._links) - self._dialling.contacts
+            for peer in self.view.to_dial(max(0, min(missing, self._dialling.free)), self.profile.model, now):
                 if peer not in self._links and not self.gossip.conduct.is_quarantined(peer, now):
-                    self._dial(peer)
-            if missing > 0 and self._nursery is not None:
-                for address in self.view.doors(now)[: max(0, self.config.dials - len(self._doors))]:
-                    if address not in self._doors:
-                        self._doors[address] = None
-                        self._nursery.start_soon(self._dial_door, address)
+                    self._dialling.dial(peer)
+            if missing > 0:
+                self._dialling.knock(self.view.doors(now))
             with trio.move_on_after(self.config.upkeep * (0.5 + self._env.rng.random())):
                 await self._peers_changed.wait()
 
@@ -838,12 +730,6 @@ class Mesh:
         if len(self._traffic) > 2 * self.view.config.capacity:
             del self._traffic[next(iter(self._traffic))]
         return traffic
-
-    def _note(self, peer: PeerId, text: str) -> None:
-        self._notes.pop(peer, None)
-        self._notes[peer] = text
-        if len(self._notes) > 2 * self.view.config.capacity:
-            del self._notes[next(iter(self._notes))]
 
 
 def _refusal(update: Update, reason: str) -> UpdateAck:

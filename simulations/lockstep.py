@@ -25,12 +25,12 @@ from gossipml.models.spec import Spec
 from gossipml.models.trainer import MergeReport
 from gossipml.models.training import LocalTrainer
 from gossipml.models.tuning import parse_local_steps
-from gossipml.peer.gossip import (
+from gossipml.peer.gossip import Gossip
+from gossipml.peer.gossip_events import (
     Action,
     Asked,
     AskUpdate,
     Forget,
-    Gossip,
     LearnerReady,
     Merge,
     MergeDone,

@@ -35,14 +35,13 @@ import torch
 from gossipml.ids import PeerId
 from gossipml.models.compression import packed_size
 from gossipml.models.trainer import Layout, MergeReport
-from gossipml.peer.gossip import (
+from gossipml.peer.gossip import Gossip, GossipConfig
+from gossipml.peer.gossip_events import (
     Accept,
     Action,
     Asked,
     AskUpdate,
     Forget,
-    Gossip,
-    GossipConfig,
     LearnerReady,
     Merge,
     MergeDone,

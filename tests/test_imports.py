@@ -57,6 +57,7 @@ PURE = (
     "peer.session",
     "peer.herald",
     "peer.gossip",
+    "peer.gossip_events",
     "peer.view",
     "peer.failure",
     "peer.ages",

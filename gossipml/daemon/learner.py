@@ -29,7 +29,7 @@ from gossipml.models.compression import packed_size, parse_form
 from gossipml.models.compression_auto import choose
 from gossipml.models.trainer import Evaluation, Layout, RoundReport, Trainer
 from gossipml.models.tuning import LocalSteps
-from gossipml.peer.gossip import ModelFacts
+from gossipml.peer.gossip_events import ModelFacts
 from gossipml.peer.mesh import Mesh
 
 log = logging.getLogger("gossipml.learner")

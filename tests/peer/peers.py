@@ -17,7 +17,8 @@ from gossipml.identity import Identity
 from gossipml.ids import Address, Contact, PeerId
 from gossipml.keys import NetworkKeys
 from gossipml.orders import NetworkKey
-from gossipml.peer.gossip import Gossip, GossipConfig, ModelFacts
+from gossipml.peer.gossip import Gossip, GossipConfig
+from gossipml.peer.gossip_events import ModelFacts
 from gossipml.peer.mesh import Mesh, MeshConfig
 from gossipml.peer.view import View
 from gossipml.peer.wire import Body, Decoder, Hello, Message, Profile, Update, encode

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gossipml.ids import PeerId
-from gossipml.peer.gossip import (
+from gossipml.peer.gossip import Gossip
+from gossipml.peer.gossip_events import (
     Accept,
     Action,
-    Gossip,
     LearnerReady,
     Merge,
     MergeDone,

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from gossipml.ids import PeerId
 from gossipml.peer.conduct import ConductConfig
-from gossipml.peer.gossip import (
+from gossipml.peer.gossip import Gossip, GossipConfig
+from gossipml.peer.gossip_events import (
     Accept,
     Action,
     Forget,
-    Gossip,
-    GossipConfig,
     LearnerGone,
     LearnerReady,
     Merge,

@@ -13,7 +13,8 @@ from gossipml.env.link import Link, fixed
 from gossipml.env.simulated import World, run_simulation
 from gossipml.ids import Address, Contact
 from gossipml.peer.failure import FailureConfig
-from gossipml.peer.gossip import GossipConfig, SendUpdate
+from gossipml.peer.gossip import GossipConfig
+from gossipml.peer.gossip_events import SendUpdate
 from gossipml.peer.learner import NotReady
 from gossipml.peer.link import LinkConfig
 from gossipml.peer.mesh import MeshConfig
@@ -155,7 +156,7 @@ def test_a_peer_that_goes_says_goodbye_and_nothing_is_left_of_it() -> None:
         assert not connected(bob)
         assert info(ann, bob).state == "known"
         assert bob.mesh._all == {}
-        assert bob.mesh._dialling == {}
+        assert bob.mesh._dialling.contacts == 0
 
     play(scenario)
 
@@ -488,8 +489,8 @@ def test_an_update_that_finds_another_one_waiting_is_dropped_and_counted() -> No
         raw = await RawPeer.dial(world, "raw", ann, profile=make_profile("raw"))
         snapshot = await ann.mesh._exchange.snapshot("float32")
         for _ in range(4):
-            parcel = ann.mesh._parcel(snapshot, make_facts(size), SendUpdate(raw.id, reply_wanted=False))
-            ann.mesh._deliver(raw.id, parcel)
+            parcel = ann.mesh._packing._parcel(snapshot, make_facts(size), SendUpdate(raw.id, reply_wanted=False), ())
+            ann.mesh.deliver(raw.id, parcel)
             await trio.sleep(0.1)
         assert ann.mesh.stats.updates_dropped == 2, "one is being sent, one waits"
 

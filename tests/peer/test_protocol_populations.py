@@ -11,14 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gossipml.peer.gossip import (
+from gossipml.peer.gossip import Gossip, GossipConfig
+from gossipml.peer.gossip_events import (
     Accept,
     Action,
     Asked,
     AskUpdate,
     Forget,
-    Gossip,
-    GossipConfig,
     LearnerReady,
     Merge,
     MergeDone,

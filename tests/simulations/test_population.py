@@ -14,12 +14,12 @@ from gossipml.models.data import take_part
 from gossipml.models.merge_rules import parse_merge
 from gossipml.models.partition import Part, parse_rule
 from gossipml.models.training import LocalTrainer
-from gossipml.peer.gossip import (
+from gossipml.peer.gossip import Gossip
+from gossipml.peer.gossip_events import (
     Accept,
     Action,
     Asked,
     AskUpdate,
-    Gossip,
     LearnerReady,
     Merge,
     MergeDone,
