@@ -12,6 +12,7 @@ from gossipml.errors import LocalError, RemoteError, UserError
 from gossipml.models.compression import (
     SPAN,
     Form,
+    _marks,
     pack,
     pack_into,
     packed_size,
@@ -220,6 +221,24 @@ def test_places_are_gaps_of_zeros_and_a_one_and_their_last_bits() -> None:
 def test_places_take_few_bits() -> None:
     bits = {k: 8 * (packed_size(Form("int8", k), SPAN) - encoded_size("int8", -(-SPAN * k // 100))) for k in (1, 5, 10)}
     assert {k: round(bits[k] / (SPAN * k / 100), 1) for k in bits} == {1: 8.6, 5: 6.2, 10: 5.1}
+
+
+@given(st.integers(1, 50), st.integers(1, 300), st.integers(0, 2**32 - 1), st.booleans())
+def test_any_bytes_are_places_of_the_model_or_refused(percent: int, n: int, seed: int, right_count: bool) -> None:
+    form, rng = Form("float32", percent), np.random.default_rng(seed)
+    count = -(-n * percent // 100)
+    body = bytes(4 * count) + rng.bytes(packed_size(form, n) - 4 * count)
+    if right_count:
+        marks = np.zeros(8 * -(-_marks(form, n) // 8), dtype=np.uint8)
+        marks[rng.choice(len(marks), count, replace=False)] = 1
+        packed = np.packbits(marks, bitorder="little").tobytes()
+        body = body[: 4 * count] + packed + body[4 * count + len(packed) :]
+    try:
+        places = np.asarray(unpack_into(form, body, np.zeros(n, dtype=np.float32)))
+    except RemoteError as error:
+        assert "beyond" in str(error) or not right_count
+        return
+    assert len(places) == count and places[0] >= 0 and places[-1] < n and (np.diff(places) > 0).all()
 
 
 def test_marks_of_other_counts_and_places_beyond_the_model_are_refused() -> None:
