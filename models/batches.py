@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gossipml.errors import UserError
 from gossipml.models.dataset import Labelled, Rows, is_stream
@@ -168,15 +169,15 @@ class ShuffledOrder:
             self._begin_epoch()
         start = self._position
         self._position += self._batch
-        return self._order[start : self._position]
+        return torch.from_numpy(self._order[start : self._position])
 
     def coming(self) -> torch.Tensor | None:
         """What `next_indices` will give; None where it would begin an epoch."""
         stop = self._position + self._batch
-        return self._order[self._position : stop] if stop <= self._count else None
+        return torch.from_numpy(self._order[self._position : stop]) if stop <= self._count else None
 
-    def next_batches(self, steps: int) -> torch.Tensor:
-        """(steps, batch): the same for several steps."""
+    def next_batches(self, steps: int) -> NDArray[np.int64]:
+        """(steps, batch): the same for several steps, as an array: of many orders these are put together faster."""
         stretches = []  # of the order of one epoch each
         while steps:
             whole = min(steps, (self._count - self._position) // self._batch)
@@ -187,7 +188,7 @@ class ShuffledOrder:
             self._position += whole * self._batch
             stretches.append(self._order[start : self._position])
             steps -= whole
-        return (torch.cat(stretches) if len(stretches) > 1 else stretches[0]).view(-1, self._batch)
+        return (np.concatenate(stretches) if len(stretches) > 1 else stretches[0]).reshape(-1, self._batch)
 
     def save(self) -> str:
         """The state as text, for `restore`."""
@@ -207,7 +208,7 @@ class ShuffledOrder:
 
     def _begin_epoch(self) -> None:
         self._at_epoch = self._generator.bit_generator.state
-        self._order = torch.from_numpy(self._generator.permutation(self._count))
+        self._order = self._generator.permutation(self._count)
         self._position = 0
 
 

@@ -204,10 +204,11 @@ class Trainees:
         peers = torch.tensor([peer for peer, _ in chunk])
         batch = self.batch(chunk[0][0])
         most = chunk[0][1]
-        places = torch.zeros(most, len(chunk), batch, dtype=torch.int64)
+        drawn = np.zeros((most, len(chunk), batch), dtype=np.int64)
         for number, (peer, steps) in enumerate(chunk):
             if steps:
-                places[:steps, number] = self._parts[peer][self._orders[peer].next_batches(steps)]
+                drawn[:steps, number] = self._parts[peer].numpy()[self._orders[peer].next_batches(steps)]
+        places = torch.from_numpy(drawn)
         targets = self._samples.targets(places)
         rows = peers.to(self._device)
         x = self.x.index_select(0, rows)
