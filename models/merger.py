@@ -61,24 +61,24 @@ class Merger:
         """
         check_weight(weight)
         split = self._split
-        own = _length(x[:split])
-        if not math.isfinite(own):
-            return NOT_FINITE
         turns = self.rule.name == "slerp"
+        if turns and not math.isfinite(_length(x)):
+            return NOT_FINITE
         if fault := self._fault(m, _length(m)) if turns else self._wrong_variance(m):
             return fault
         target = slerp(x[None], m[None], np.array([weight]), split)[0] if turns else None
         differences = _difference(m, x, m if room is None else room)
         distance, away = _length(differences[:split]) / math.sqrt(share), _length(differences[split:])
         if not math.isfinite(distance + away):
-            return TOO_LARGE
+            return TOO_LARGE if math.isfinite(_length(x)) else NOT_FINITE
         if target is not None:
             x[:] = target
             return MergeReport(True, "", distance)
-        factor = self._factor(weight, own, distance, share)
+        clips = self.rule.name == "clipping"
+        factor = self._clipped(weight, _length(x[:split]), distance, share) if clips else weight
         if isinstance(factor, str):
             return MergeReport(False, factor, distance)
-        if self.rule.name == "clipping" and split < len(x):
+        if clips and split < len(x):
             _move(x[split:], differences[split:], self._buffers_factor(weight, _length(x[split:]), away))
             _move(x[:split], differences[:split], factor)
         else:
@@ -113,10 +113,9 @@ class Merger:
             return MergeReport(False, str(error), 0.0, fault=True)
         return None
 
-    def _factor(self, weight: float, own: float, distance: float, share: float) -> float | str:
-        """By how much to go towards a model at that distance; text: it is left out, for that reason."""
-        if self.rule.name != "clipping":
-            return weight
+    def _clipped(self, weight: float, own: float, distance: float, share: float) -> float | str:
+        """By how much to go towards a model at that distance, our own norm being `own`; text: it is left out, for that
+        reason."""
         usual = self._bound.usual
         slack = min(PART_SLACK, share**-0.5)
         bound = self._bound.bound(own) * slack
@@ -163,7 +162,7 @@ def take_rows(mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], s
         x[:] = target
         return [MergeReport(True, "", distance) for distance in distances]
     moves = [
-        merger._factor(weight, own, distance, share)
+        merger._clipped(weight, own, distance, share) if rule == "clipping" else weight
         for merger, weight, own, distance in zip(mergers, weights, owns, distances, strict=True)
     ]
     factors = [0.0 if isinstance(move, str) else move for move in moves]
