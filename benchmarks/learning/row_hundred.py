@@ -5,8 +5,8 @@ two or three classes, and some have a hundred times as many pictures as others. 
 little, in both directions, and to let each picture count the same: push-pull with one other, the twentieth of the
 parameters that moved most, rounds of 30 % of an epoch. Beside it the daemon's defaults and federated averaging
 (McMahan et al. 2017, in float32) with several numbers of clients and of local epochs, each until it has sent as many
-bytes. All of that with the model's own learning rate and with others: what is compared is each with the rate that suits it
-best.
+bytes. All of that with the model's own learning rate and with others: what is compared is each with the rate that
+suits it best.
 
 Central training and federated averaging are the best of their looks, since both swing to the end; ours is the last
 look, and no peer's own: what peers serve when training is over and they have averaged for a while, those bytes counted.
