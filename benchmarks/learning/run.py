@@ -1,7 +1,7 @@
 """The figures of learning: each row of the table in docs/learning-figures.md, measured here.
 
     python benchmarks/learning/run.py                    list the rows
-    python benchmarks/learning/run.py all                measure them all; an hour and a half on two cores
+    python benchmarks/learning/run.py all                measure them all; two hours on two cores
     python benchmarks/learning/run.py xor six            measure these
     python benchmarks/learning/run.py all --quick        see that all of them run; the figures are none
 
