@@ -96,6 +96,7 @@ class Mixer:
         self._coordinates = coordinates
         self._mergers = [Merger(rule, coordinates) for _ in range(len(x))]
         self._outgoing: dict[int, Outgoing] = {}
+        self._places: dict[int, torch.Tensor] = {}  # of rows of the pool with a part of a model, where that lies
         self._threads = threads
         self._one_by_one = x.device.type == "cpu"  # in the cache from the first pass to the last, and in place
         self._most = max(1, CHUNK_BYTES // (4 * x.shape[1])) if self._one_by_one else 4096
@@ -125,7 +126,8 @@ class Mixer:
         if has_state(form):
 
             def send(place: int) -> None:
-                self.pool.rows[taken[place]] = self._sent(peers[place], form)
+                row = taken[place]
+                self.pool.rows[row], self._places[row] = self._sent(peers[place], form)
 
             self._threads.map(send, range(len(peers)))
             return taken
@@ -144,16 +146,19 @@ class Mixer:
         self._threads.map(job, slices)
         return taken
 
-    def _sent(self, peer: int, form: Form) -> torch.Tensor:
-        """(P,), NaN where the body holds nothing."""
+    def _sent(self, peer: int, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
+        """(P,), NaN where the body holds nothing, and where it holds something."""
         outgoing = self._outgoing.get(peer)
         if outgoing is None:
             outgoing = self._outgoing[peer] = Outgoing(self._start.cpu().numpy(), exact=self._coordinates.buffers)
         body = bytearray(packed_size(form, self.x.shape[1], self._coordinates.buffers))
         outgoing.pack_into(form, self.x[peer].cpu().numpy(), memoryview(body))
         out = np.full(self.x.shape[1], np.nan, dtype=np.float32)
-        unpack_into(form, body, out, exact=self._coordinates.buffers)
-        return torch.from_numpy(out)
+        places = unpack_into(form, body, out, exact=self._coordinates.buffers)
+        if isinstance(places, slice):
+            places = np.arange(len(out))[places]
+        buffers = np.arange(self._coordinates.parameters, len(out))
+        return torch.from_numpy(out), torch.from_numpy(np.concatenate([places, buffers])).to(self.x.device)
 
     def overwrite(self, row: int, values: torch.Tensor) -> None:
         """A lie in place of what was copied."""
@@ -238,13 +243,17 @@ class Mixer:
 
     def _incoming(self, rows: Sequence[int], own: torch.Tensor, form: Form) -> torch.Tensor:
         """The models (N, P), new ones, that receivers with `own` (N, P) decode from these rows of the pool."""
+        if form.share < 1.0 and has_state(form):
+            models = own.clone()
+            for model, row in zip(models, rows, strict=True):
+                places = self._places[row]
+                model[places] = self.pool.rows[row][places]
+            return models
         sent = self.pool.rows[torch.tensor(rows, device=own.device)]
         if form.share == 1.0:
             return sent
-        if has_state(form):
-            return torch.where(sent.isnan(), own, sent)
-        models: torch.Tensor = received(form, sent, own, exact=self._coordinates.buffers)
-        return models
+        found: torch.Tensor = received(form, sent, own, exact=self._coordinates.buffers)
+        return found
 
     def _good(self, models: torch.Tensor) -> list[bool]:
         """Which of (N, P) their receivers would not refuse for their values; only liars send others."""
