@@ -77,6 +77,7 @@ def query(address: str, question: str) -> Any:  # Any: JSON
         return STARTING
 
 
+@pytest.mark.slow
 def test_prometheus_reads_every_peer_and_answers_every_question_of_the_dashboard(tmp_path: Path) -> None:
     asked = questions()
     assert len(asked) > 20

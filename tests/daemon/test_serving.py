@@ -124,6 +124,7 @@ def _log(peer: Peer) -> bytes:
     return peer.output.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_peer_that_does_not_train_answers_for_all_it_holds_in_one_process(
     tmp_path: Path, make_peer: Callable[[str], Peer]
 ) -> None:
