@@ -119,7 +119,7 @@ def _simulate(scenario: Scenario, seed: int, put: Callable[[_Item], None], stop:
         parts, descent = _problem(scenario, seed)
         watched = _Watched(scenario, seed, parts, descent, put, stop)
         with few_collections():
-            run_simulation(watched.run, seed, link=_link(scenario))
+            run_simulation(watched.run, seed, link=_link(scenario), traced=False)
     except BaseException as error:
         if not (isinstance(error, _Stopped) or stop.is_set()):
             put(error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error)
