@@ -13,6 +13,7 @@ import pytest
 SEED = "7"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_an_hour_of_trouble_ends_well_and_the_same_way_twice() -> None:
     program = str(Path(__file__).with_name("hour.py"))
