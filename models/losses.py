@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 import torch
@@ -44,10 +44,7 @@ def loss_of(spec: Spec) -> Loss:
             return Loss(ones_of, squared_error, squared_error)
         case "binary-cross-entropy":
             return Loss(_as_they_are, binary_cross_entropy, binary_cross_entropy)
-
-    def find(outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
-        return by_autograd(spec, outputs, gradient)
-
+    find = partial(by_autograd, spec)
     return Loss(_as_they_are, find, find)
 
 

@@ -73,6 +73,9 @@ def test_samples_are_what_ingest_makes_of_them_bit_for_bit(spec: Classifier, cou
     room = Rooms()
     for part in (places, places[:5], places, torch.cat([places, places])):  # in buffers that are used again
         assert torch.equal(samples.unscaled(part, room).mul(samples.scale), expected[part])
+        out = torch.empty(len(part), 12)
+        samples.unscaled_into(part, out)
+        assert torch.equal(out.mul(samples.scale), expected[part].reshape(len(part), 12))
     assert (samples.scale != 1.0) == (spec.name == "scaled")
 
 

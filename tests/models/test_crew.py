@@ -6,6 +6,7 @@ import gc
 import os
 from itertools import pairwise
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -115,6 +116,30 @@ def test_workers_that_share_a_step_end_where_one_would(name: str, optimiser: str
         steps.settle(optimiser=True)
         ends.append((flat.vector.clone(), flat.gradient.clone(), losses))
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_bytes_are_scaled_by_every_worker(workers: int) -> None:
+    """In the products: the bytes themselves are what is written where helpers read it."""
+    ends = []
+    for bytes_, crew in ((False, None), (True, None), (True, crew_of_threads(workers))):
+        spec = specification("deep")
+        inputs, targets = batch_of(spec, 1)
+        raw = (inputs[0].numpy() * 50 + 128).clip(0, 255).astype(np.uint8)
+        factor = np.float32(1 / 64)
+        spec.ingest = lambda samples: np.multiply(samples, factor, dtype=np.float32)  # type: ignore[method-assign]  # noqa: B023
+        given = raw if bytes_ else raw.astype(np.float32)
+        samples = Samples(spec, Labelled(given, targets[0].numpy()), CPU)
+        assert (samples.scale != 1.0) == bytes_
+        flat = flat_of(spec)
+        flat.vector.mul_(0.3)
+        optimiser = make_optimiser(flat, spec, Tuning(optimiser="sgd", learning_rate=0.05, momentum=0.9))
+        steps = make_steps(spec, flat, optimiser, samples, crew)
+        losses = torch.cat([steps.take(order, coming) for order, coming in pairwise(orders(4))])
+        steps.settle(optimiser=True)
+        ends.append((flat.vector.clone(), losses))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ends[2], ends[0], rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_changed_between_two_steps_is_trained_on() -> None:

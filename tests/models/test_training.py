@@ -204,6 +204,21 @@ def test_a_batch_is_ingested_alone_when_all_would_be_too_much() -> None:
     assert torch.equal(large.between(5, 9)[0], small.between(5, 9)[0])
 
 
+def test_batches_of_many_bytes_come_from_the_bytes_without_ingest_or_a_copy() -> None:
+    count = INGEST_ONCE // (784 * 4) + 1
+    images = np.random.RandomState(0).randint(0, 256, (count, 28, 28)).astype(np.uint8)
+    spec = MnistMlp()
+    expected = torch.from_numpy(spec.ingest(images[[7, 3]]))
+    samples = Samples(spec, Labelled(images, np.arange(count, dtype=np.int64)), CPU)
+    assert samples._ingested is not None and samples._ingested.data_ptr() == images.ctypes.data
+
+    def ingest(samples: Array) -> Array:
+        raise AssertionError("not for each batch")
+
+    spec.ingest = ingest  # type: ignore[method-assign]
+    assert torch.equal(samples.at(torch.tensor([7, 3]))[0], expected)
+
+
 def test_an_epoch_gives_each_sample_once_and_continues_after_restore() -> None:
     order = ShuffledOrder(10, 3, seed=1)
     epoch = torch.cat([order.next_indices() for _ in range(3)]).tolist()
