@@ -90,7 +90,7 @@ def uneven(settings: Settings) -> Outcome:
     )
     reached = top - served[1.0] <= 1.5 and served[ours] > tops[rival]
     runs = [central, *gossip.values(), default, *fedavg.values()]
-    return Outcome(text, reached, [record for run in runs for record in run], chart(top - 1.5))
+    return Outcome(text, reached, [record for run in runs for record in run], chart(top - 1.5, "MB"))
 
 
 def train(epochs: float, times: float = 1.0) -> Train:
@@ -145,8 +145,9 @@ def best(records: Iterable[Record], variant: str) -> float:
     return max(float(record["own"]) for record in records if record["variant"] == variant)
 
 
-def chart(aim: float) -> Chart:
-    return Chart("variant", "agreed", "round", "test accuracy of the mean of the models, %", aim=aim, logarithmic=True)
+def chart(aim: float, x: str = "round") -> Chart:
+    label = "MB sent by a peer" if x == "MB" else x
+    return Chart("variant", "agreed", x, "test accuracy of the mean of the models, %", label, aim, logarithmic=True)
 
 
 def _record(variant: str, row: Row) -> Record:

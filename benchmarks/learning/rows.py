@@ -33,6 +33,9 @@ class Settings:
     processes: int = 1
 
 
+COLOURS = 10  # of matplotlib; then lines are dashed
+
+
 @dataclass(frozen=True)
 class Chart:
     """Which columns of the records are drawn: a line for each `series` and seed, or, without `x`, a bar."""
@@ -45,7 +48,7 @@ class Chart:
     aim: float | None = None
     """A line to reach."""
     logarithmic: bool = False
-    """The x axis."""
+    """The x axis; what is not above 0 is left out then."""
 
 
 @dataclass(frozen=True)
@@ -185,10 +188,14 @@ def draw(path: Path, row: Row, outcome: Outcome) -> bool:
         if chart.x:
             for seed in dict.fromkeys(record.get("seed") for record in mine):
                 points = sorted((float(r[chart.x]), float(r[chart.y])) for r in mine if r.get("seed") == seed)
+                if chart.logarithmic:
+                    points = [(x, y) for x, y in points if x > 0]
+                if not points:
+                    continue
                 label = str(name) if seed == mine[0].get("seed") else None
-                axes.plot(
-                    *zip(*points, strict=True), ".-" if len(points) < 30 else "-", color=f"C{number}", label=label
-                )
+                line = "-" if number < COLOURS else "--"
+                marker = "." if len(points) < 30 else ""
+                axes.plot(*zip(*points, strict=True), f"{marker}{line}", color=f"C{number % COLOURS}", label=label)
         else:
             axes.bar(str(name), _mean(float(record[chart.y]) for record in mine))
     if chart.aim is not None:
