@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from gossipml.errors import UserError
+from gossipml.models.averaging import Coordinates
+from gossipml.models.compression import parse_form
 from gossipml.models.data import take_part
 from gossipml.models.merge_rules import parse_merge
 from gossipml.models.partition import Part, parse_rule
@@ -37,7 +39,7 @@ from gossipml.peer.wire import Update
 from gossipml.simulations import baselines, population
 from gossipml.simulations.network import Links, fixed
 from gossipml.simulations.population_engine import PopulationEngine
-from gossipml.simulations.population_merging import Mixer
+from gossipml.simulations.population_merging import Merging, Mixer
 from gossipml.simulations.population_setting import (
     device_of,
     gossip_config,
@@ -421,3 +423,21 @@ def test_progress_is_told_between_rows() -> None:
     kinds = [type(each).__name__ for each in population.run(SMALL, 1, "cpu")]
     assert kinds[0] == kinds[-1] == "Row"
     assert "Progress" in kinds
+
+
+def test_a_lie_in_parts_of_a_model_lands_where_parts_are_and_is_refused_when_it_is_no_number() -> None:
+    size, threads = 200, Threads(device_of("cpu"), 1)
+    x = torch.stack([torch.arange(size, dtype=torch.float32), torch.ones(size)])
+    mixer = Mixer(x, torch.zeros(size), Coordinates(size, size), parse_merge("mean"), threads)
+    form, before = parse_form("int8-top10"), x[1].clone()
+    [row] = mixer.copy([0], form)
+    mixer.overwrite(row, torch.full((size,), -7.0))
+    [report] = mixer.merge([Merging(1, row, form, 0.5)])
+    assert report.applied
+    assert torch.equal((x[1] != before).nonzero().flatten(), torch.arange(180, 200)), "the twenty that moved most"
+    assert torch.equal(x[1, 180:], torch.full((20,), -3.0))
+    [row] = mixer.copy([0], form)
+    mixer.overwrite(row, torch.full((size,), float("nan")))
+    before = x[1].clone()
+    assert mixer.merge([Merging(1, row, form, 0.5)])[0].fault
+    assert torch.equal(x[1], before)
