@@ -110,11 +110,11 @@ class DenseKernel:
         self._steps.clear()
         self._descents.clear()
 
-    def hold(self, vectors: torch.Tensor, velocities: torch.Tensor | None) -> None:
-        """Copies of the parameters in `vectors` (N, size), and of their velocities (N, parameter_count) where there
-        are some (`Sgd.has_velocity`), layer by layer, for `descend`: batched products into matrices of which each
-        begins at another vector are done one by one."""
-        fitted = [linear.hold(vectors, velocities) for linear in self._linear]
+    def hold(self, vectors: torch.Tensor, velocities: torch.Tensor | None, rows: torch.Tensor) -> None:
+        """Copies of the parameters in these rows of `vectors` (N, size), and of their velocities (N, parameter_count)
+        where there are some (`Sgd.has_velocity`), layer by layer, for `descend`: batched products into matrices of
+        which each begins at another vector are done one by one."""
+        fitted = [linear.hold(vectors, velocities, rows) for linear in self._linear]
         if not all(fitted):
             self._descents.clear()
 
@@ -131,10 +131,15 @@ class DenseKernel:
             _keep(self._descents, (inputs.shape, sgd), step)
         step.take(inputs, prepared)
 
-    def release(self, vectors: torch.Tensor, velocities: torch.Tensor | None) -> None:
-        """Undo of `hold`: the parameters and velocities as they are now go there."""
+    def release(self, vectors: torch.Tensor, velocities: torch.Tensor | None, rows: torch.Tensor) -> list[bool]:
+        """Undo of `hold`: the parameters and velocities as they are now go to these rows, but for those of models that
+        are not finite. Which of them are."""
+        finite = torch.stack([linear.held_sums(len(rows)) for linear in self._linear]).sum(0).isfinite()
+        good: list[bool] = finite.tolist()
+        kept = slice(len(rows)) if all(good) else finite.nonzero()[:, 0]
         for linear in self._linear:
-            linear.release(vectors, velocities)
+            linear.release(vectors, velocities, rows[kept], kept)
+        return good
 
     def _record(
         self, inputs: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], Callable[[torch.Tensor], T]]

@@ -90,16 +90,17 @@ class Linear:
         if gradients is not None:
             self._weight_gradient, self._bias_gradient = self.views(gradients)
 
-    def hold(self, vectors: torch.Tensor, velocities: torch.Tensor | None) -> bool:
-        """Copies its parameters, and their velocities; whether they come to lie where those that it held before did."""
+    def hold(self, vectors: torch.Tensor, velocities: torch.Tensor | None, rows: torch.Tensor) -> bool:
+        """Copies the parameters in these rows, and their velocities; whether they come to lie where those that it held
+        before did."""
         given = self._all(vectors, velocities)
         fits = len(self._held) == len(given) and all(
-            len(own) >= len(view) and own.device == view.device for own, view in zip(self._held, given, strict=True)
+            len(own) >= len(rows) and own.device == view.device for own, view in zip(self._held, given, strict=True)
         )
         if not fits:
-            self._held = [view.contiguous().clone() for view in given]
+            self._held = [view.new_empty(len(rows), *view.shape[1:]) for view in given]
         for own, view in zip(self._held, given, strict=True):
-            own[: len(view)].copy_(view)
+            torch.index_select(view, 0, rows, out=own[: len(rows)])
         return fits
 
     def bind_held(self, count: int) -> None:
@@ -108,10 +109,17 @@ class Linear:
         self._weight, self._bias = views[:2]
         self._weight_gradient, self._bias_gradient = views[-2:]
 
-    def release(self, vectors: torch.Tensor, velocities: torch.Tensor | None) -> None:
-        """Undo of `hold`."""
+    def held_sums(self, count: int) -> torch.Tensor:
+        """Of the parameters of the first so many models, each: (count,)."""
+        weight, bias = self._held[:2]
+        return weight[:count].sum((1, 2)) + bias[:count].sum((1, 2))
+
+    def release(
+        self, vectors: torch.Tensor, velocities: torch.Tensor | None, rows: torch.Tensor, kept: torch.Tensor | slice
+    ) -> None:
+        """Undo of `hold`: those `kept` of the models that are held go to these rows."""
         for view, held in zip(self._all(vectors, velocities), self._held, strict=True):
-            view.copy_(held[: len(view)])
+            view.index_copy_(0, rows, held[kept])
 
     def views(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of vectors (N, ...), weights (N, outputs, inputs) and biases (N, outputs, 1); for N = 1 without N."""

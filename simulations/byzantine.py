@@ -44,7 +44,7 @@ class Liars:
             return None
         match self._kind:
             case "nan":
-                return torch.full_like(own, float("inf"))  # NaN stands for "not sent" in some forms
+                return torch.full_like(own, float("nan"))
             case "sign-flip":
                 return -own
             case "scale":

@@ -92,7 +92,7 @@ def _run_gossip(scenario: Scenario, seed: int, device: torch.device, threads: Th
     learners: Learners
     watcher: Watcher
     if scenario.vector:
-        learners = Vectors(scenario.peers, scenario.vector, seed, device)
+        learners = Vectors(threads.helpers.memory(scenario.peers, scenario.vector), seed)
         coordinates = Coordinates(scenario.vector, scenario.vector)
         watcher = Watcher(scenario, seed, None)
         epochs = [0] * scenario.peers
@@ -107,9 +107,9 @@ def _run_gossip(scenario: Scenario, seed: int, device: torch.device, threads: Th
     start = learners.x[0].clone() if scenario.vector == 0 else torch.zeros_like(learners.x[0])
     drawer = graph_drawer(scenario, seed)
     world = World([True] * scenario.peers, links_of(scenario, seed), drawer(0) if drawer else None)
-    mixer = Mixer(learners.x, start, coordinates, parse_merge(scenario.merge or "clipping"), threads)
-    if not scenario.vector:
-        mixer.watch(watcher.watched[:SERVED_MOST])
+    watched = [] if scenario.vector else watcher.watched[:SERVED_MOST]
+    rule = parse_merge(scenario.merge or "clipping")
+    mixer = Mixer(learners.x, start, coordinates, rule, threads.helpers, watched=watched, doubtful=bool(liars))
     engine = PopulationEngine(
         learners,
         mixer,
@@ -176,7 +176,7 @@ def population(
 def _memory(scenario: Scenario, spec: Spec, data: Dataset) -> Memory:
     flat, layout = build_flat(spec, NETWORK, torch.device("cpu"), trains=False)
     asked = spec.optimiser(flat.module.parameters())
-    copies = bool(asked.momentum) if isinstance(asked, Sgd) else 3  # gradient and two moments
+    copies = asked.has_velocity if isinstance(asked, Sgd) else 3  # gradient and two moments
     values = math.prod(spec.inputs[0].shape[1:])
     samples = 4 * values * (len(data.train) + len(data.test))
     delay = scenario.network.seconds / scenario.round_seconds

@@ -340,7 +340,7 @@ class PopulationEngine:
         messages = [self._bodies.pop((peer, merge.sender)) for peer, merge in merges]
         found = self._mixer.merge(
             [
-                Merging(peer, message.row, form_of(message.update.encoding), merge.weight)
+                Merging(peer, message.row, message.update.encoding, merge.weight)
                 for (peer, merge), message in zip(merges, messages, strict=True)
             ]
         )
@@ -350,15 +350,18 @@ class PopulationEngine:
         ]
 
     def _merge_together(self, merges: Sequence[tuple[int, MergeTogether]]) -> list[tuple[int, list[Action]]]:
-        actions = []
-        for peer, merge in merges:
-            messages = [self._bodies.pop((peer, sender)) for sender in merge.senders]
-            reports = self._mixer.merge_together(
-                peer, [Merging(peer, message.row, form_of(message.update.encoding), 0.0) for message in messages]
-            )
-            for sender, message, report in zip(merge.senders, messages, reports, strict=True):
-                actions.append((peer, self._merged(peer, sender, message, report)))
-        return actions
+        bodies = [[self._bodies.pop((peer, sender)) for sender in merge.senders] for peer, merge in merges]
+        found = self._mixer.merge_together(
+            [
+                (peer, [(message.row, message.update.encoding) for message in messages])
+                for (peer, _), messages in zip(merges, bodies, strict=True)
+            ]
+        )
+        return [
+            (peer, self._merged(peer, sender, message, report))
+            for (peer, merge), messages, reports in zip(merges, bodies, found, strict=True)
+            for sender, message, report in zip(merge.senders, messages, reports, strict=True)
+        ]
 
     def _merged(self, peer: int, sender: PeerId, message: _Message, report: MergeReport) -> list[Action]:
         self._mixer.pool.drop(message.row)
@@ -406,8 +409,8 @@ class PopulationEngine:
             if kind not in known[1]:
                 needed.setdefault(kind, {})[peer] = None
         for kind, peers in needed.items():
-            for peer, row in zip(peers, self._mixer.copy(list(peers), form_of(kind)), strict=True):
-                said = self._lies(peer, self._mixer.pool.rows[row]) if self._lies is not None else None
+            for peer, row in zip(peers, self._mixer.copy(list(peers), kind), strict=True):
+                said = self._lies(peer, self._mixer.pool.row(row)) if self._lies is not None else None
                 if said is not None and said.numel():
                     self._mixer.overwrite(row, said)
                 elif said is not None:

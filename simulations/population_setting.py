@@ -81,9 +81,11 @@ def parts_of(data: Dataset, split: str, peers: int, seed: int) -> list[Indices]:
 class Vectors:
     """The model `vector:P`: P values a peer, drawn from a normal distribution, and nothing to train."""
 
-    def __init__(self, peers: int, size: int, seed: int, device: torch.device) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.x = torch.randn(peers, size, generator=generator).to(device)
+    def __init__(self, x: torch.Tensor, seed: int) -> None:
+        """`x` (N, P) is the place for them."""
+        self.x = x
+        peers, size = x.shape
+        x.copy_(torch.randn(peers, size, generator=torch.Generator().manual_seed(seed)))
         self.layout = Layout(f"vector:{size}", "vector", size)
 
     def batch(self, peer: int) -> int:

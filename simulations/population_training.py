@@ -17,8 +17,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -32,9 +32,10 @@ from gossipml.models.kernels_dense import DenseKernel
 from gossipml.models.kernels_functional import FunctionalKernel
 from gossipml.models.partition import Indices
 from gossipml.models.spec import Sgd, Spec
-from gossipml.simulations.population_helpers import CAN_FORK, Helpers, Work, shared
+from gossipml.simulations.population_helpers import CAN_FORK, Helpers
 
 T = TypeVar("T")
+_Stages: TypeAlias = list[tuple[int, slice]]
 
 CHUNK_BYTES = 1 << 24  # of parameters, velocities and batches of a chunk on a CPU; measured in turns: docs/simulator.md
 DEVICE_BYTES = 4 << 30  # the same on a GPU
@@ -47,7 +48,8 @@ def order_seed(seed: int, peer: int) -> int:
 
 
 class Threads:
-    """Runs a function over chunks; with one torch thread in each while it is open. As many as torch would use."""
+    """Runs a function over chunks; with one torch thread in each while it is open. As many as torch would use. Beside
+    them there may be as many processes: `helpers`."""
 
     def __init__(self, device: torch.device, count: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -55,8 +57,7 @@ class Threads:
         self._one_each = device.type == "cpu"
         self._before = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
-        self.at_end = ExitStack()
-        """What ends with it."""
+        self.helpers = Helpers(self.count if CAN_FORK and self._one_each else 1, device)
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -68,7 +69,7 @@ class Threads:
         try:
             yield
         finally:
-            self.at_end.close()
+            self.helpers.close()
             if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)
                 self._pool = None
@@ -113,9 +114,8 @@ class Trainees:
         flat, self.layout = build_flat(spec, network_id, device)
         self.parameter_count = flat.parameter_count
         self.first = flat.vector.clone()  # (size,)
-        forks = CAN_FORK and device.type == "cpu" and threads.count > 1
-        self._new = shared if forks else self._own
-        self.x = self._new(len(parts), self.layout.size)
+        self._helpers = threads.helpers
+        self.x = self._helpers.memory(len(parts), self.layout.size)
         self.x[:] = self.first
         self._samples = Samples(spec, data.train, device, keep=INGESTED_MOST)
         self._parts = [torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in parts]
@@ -127,15 +127,14 @@ class Trainees:
         self._optimisers: list[torch.optim.Optimizer] = []
         self._prepare_optimiser()
         self._in_turn = self._finds_draws() or is_stream(data.train.inputs)  # streams are for one thread
-        self._helps = forks and not self._in_turn
-        self._helpers: Helpers | None = None  # forked at the first step: until then, all that they need can change
+        self._helpers.offer("train", self._train)
         vectors = 1 if self._velocity is None and not self._optimisers else 2
         self._bytes_a_peer = 4 * (vectors * self.layout.size + spec.batch * self._values_a_sample())
         torch.manual_seed(order_seed(seed, -1))  # dropout draws from the global generator
 
     def replace_targets(self, peers: Sequence[int], targets: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Other labels for the training samples of these peers, whose parts are nobody else's; before they train."""
-        assert self._helpers is None, "they have the targets that were there when they were forked"
+        assert not self._helpers.forked, "they have the targets that were there when they were forked"
         self._samples.relabel(torch.cat([self._parts[peer] for peer in peers]), targets)
 
     def epoch_steps(self, peer: int) -> int:
@@ -153,16 +152,14 @@ class Trainees:
     def train(self, peers: Sequence[int], steps: Sequence[int]) -> list[int]:
         """So many steps of each of these peers; which of them diverged: those are as they were before."""
         work = list(zip(peers, steps, strict=True))
-        if self._helps and self._helpers is None:
-            self._helpers = Helpers(self._threads.count, self._train)
-            self._threads.at_end.callback(self._dismiss)
-        return sorted(self._train(work) if self._helpers is None else self._helpers.do(work))
+        found = self._train(work) if self._in_turn else self._helpers.do("train", work)
+        return sorted(peer for (peer, _), diverged in zip(work, found, strict=True) if diverged)
 
-    def _train(self, work: Work) -> list[int]:
-        """The same, in this process."""
+    def _train(self, work: list[tuple[int, int]]) -> list[bool]:
+        """The same, in this process; of each whether it diverged."""
         diverged: list[int] = []
         chunks: list[list[tuple[int, int]]] = []
-        threads = 1 if self._helps or self._in_turn else self._threads.count
+        threads = 1 if self._helpers.count > 1 or self._in_turn else self._threads.count
         most = self.chunk(len(work), threads)
         for peer, steps in sorted(work, key=lambda one: (-self.batch(one[0]), -one[1], one[0])):
             last = chunks[-1][0] if chunks else None
@@ -175,12 +172,7 @@ class Trainees:
                 diverged += job(chunk)
         else:
             self._threads.map(lambda chunk: diverged.extend(job(chunk)), chunks)
-        return diverged
-
-    def _dismiss(self) -> None:
-        if self._helpers is not None:
-            self._helpers.close()
-            self._helpers = None
+        return [peer in diverged for peer, _ in work]
 
     def chunk(self, peers: int, threads: int) -> int:
         """How many of so many peers are trained at once by each thread."""
@@ -189,67 +181,75 @@ class Trainees:
         chunks = threads * max(1, -(-peers // (most * threads)))
         return max(1, -(-peers // chunks))
 
-    def _own(self, count: int, size: int) -> torch.Tensor:
-        """As `population_helpers.shared`, for this process alone."""
-        return torch.zeros(count, size, device=self._device)
-
     def forget_velocity(self, peer: int) -> None:
         if self._velocity is not None:
             self._velocity[peer] = 0
 
     def _train_chunk(self, chunk: list[tuple[int, int]]) -> list[int]:
         """All steps of peers with the same batch size, those with most steps first."""
-        sgd, hand = self._sgd, self._hand()
-        dense = hand.dense
-        peers = torch.tensor([peer for peer, _ in chunk])
-        batch = self.batch(chunk[0][0])
-        most = chunk[0][1]
-        drawn = np.zeros((most, len(chunk), batch), dtype=np.int64)
+        peers = [peer for peer, _ in chunk]
+        places = self._draw(chunk)
+        targets = self._samples.targets(places)
+        rows = torch.tensor(peers, device=self._device)
+        stages = _stages([steps for _, steps in chunk])
+        hand = self._hand()
+        take = self._descend if hand.dense is not None else self._step
+        good = take(hand, rows, places, targets, stages)
+        diverged = [peer for peer, is_good in zip(peers, good, strict=True) if not is_good]
+        for peer in diverged:
+            self.forget_velocity(peer)
+        return diverged
+
+    def _draw(self, chunk: list[tuple[int, int]]) -> torch.Tensor:
+        """Where the samples of all steps are: (steps, peers, batch), int64."""
+        places = np.zeros((chunk[0][1], len(chunk), self.batch(chunk[0][0])), dtype=np.int64)
         for number, (peer, steps) in enumerate(chunk):
             if steps:
-                drawn[:steps, number] = self._parts[peer].numpy()[self._orders[peer].next_batches(steps)]
-        places = torch.from_numpy(drawn)
-        targets = self._samples.targets(places)
-        rows = peers.to(self._device)
+                places[:steps, number] = self._parts[peer].numpy()[self._orders[peer].next_batches(steps)]
+        return torch.from_numpy(places)
+
+    def _descend(
+        self, hand: _Hand, rows: torch.Tensor, places: torch.Tensor, targets: torch.Tensor, stages: _Stages
+    ) -> list[bool]:
+        """The steps of a chunk, in its own copy of the parameters; whose are finite after them. Others stay."""
+        dense = hand.dense
+        assert dense is not None
+        prepared = dense.prepare(targets)
+        dense.hold(self.x, self._velocity, rows)
+        for active, stage in stages:
+            for where, own in zip(
+                places[stage, :active].flatten(1).unbind(), prepared[stage, :active].unbind(), strict=True
+            ):
+                dense.descend(hand.feed.fetch(where, active), own, self._sgd)
+        return dense.release(self.x, self._velocity, rows)
+
+    def _step(
+        self, hand: _Hand, rows: torch.Tensor, places: torch.Tensor, targets: torch.Tensor, stages: _Stages
+    ) -> list[bool]:
+        """The same for any model."""
+        sgd = self._sgd
         x = self.x.index_select(0, rows)
         if self._velocity is not None:
             velocity = self._velocity.index_select(0, rows)
         else:
-            velocity = x.new_empty(len(chunk), self.parameter_count if dense is None or sgd.has_velocity else 0)
-        held = velocity if sgd.has_velocity else None
-        if dense is not None:
-            targets = dense.prepare(targets)
-            dense.hold(x, held)
+            velocity = x.new_empty(len(rows), self.parameter_count)
         values = x[:, : self.parameter_count]
-        begin = 0
-        for active, end in _stages([steps for _, steps in chunk]):
+        for active, stage in stages:
             own_x, own_velocity, own_values = x[:active], velocity[:active], values[:active]
-            stage = slice(begin, end)
-            for where, own_targets in zip(
+            for where, own in zip(
                 places[stage, :active].flatten(1).unbind(), targets[stage, :active].unbind(), strict=True
             ):
-                inputs = hand.feed.fetch(where, active)
-                if dense is not None:
-                    dense.descend(inputs, own_targets, sgd)
-                    continue
-                hand.kernel.accumulate(own_x, inputs, own_targets, own_velocity, sgd.momentum)
+                hand.kernel.accumulate(own_x, hand.feed.fetch(where, active), own, own_velocity, sgd.momentum)
                 if sgd.weight_decay:
                     own_velocity.add_(own_values, alpha=sgd.weight_decay)
                 own_values.add_(own_velocity, alpha=-sgd.learning_rate)
-            begin = end
-        if dense is not None:
-            dense.release(x, held)
         finite = x.sum(-1).isfinite()
-        if bool(finite.all()):
-            self.x[rows] = x
-            if self._velocity is not None:
-                self._velocity[rows] = velocity
-            return []
-        self.x[rows[finite]] = x[finite]
+        kept = slice(None) if bool(finite.all()) else finite
+        self.x[rows[kept]] = x[kept]
         if self._velocity is not None:
-            velocity[~finite] = 0
-            self._velocity[rows] = velocity
-        return [peer for (peer, _), good in zip(chunk, finite.tolist(), strict=True) if not good]
+            self._velocity[rows[kept]] = velocity[kept]
+        good: list[bool] = finite.tolist()
+        return good
 
     def _train_alone(self, chunk: list[tuple[int, int]]) -> list[int]:
         """The same for any optimiser, one peer after the other."""
@@ -289,8 +289,8 @@ class Trainees:
         asked = self.spec.optimiser([torch.nn.Parameter(torch.zeros(1))])
         if isinstance(asked, Sgd) and not self._frozen:
             self._sgd = asked
-            if asked.momentum:
-                self._velocity = self._new(len(self._parts), self.parameter_count)
+            if asked.has_velocity:
+                self._velocity = self._helpers.memory(len(self._parts), self.parameter_count)
             return
         self._gradients = torch.zeros(len(self._parts), self.parameter_count, device=self._device)
         ends = [0, *(end for pair in self._frozen for end in pair), self.parameter_count]
@@ -330,6 +330,9 @@ class Trainees:
         return inputs.numel()
 
 
-def _stages(steps: Sequence[int]) -> list[tuple[int, int]]:
-    """From steps that get fewer and fewer: how many still train, and up to which step."""
-    return [(sum(more >= end for more in steps), end) for end in sorted(set(steps)) if end]
+def _stages(steps: Sequence[int]) -> _Stages:
+    """From steps that get fewer and fewer: how many still train, and in which steps."""
+    ends = sorted(set(steps) - {0})
+    return [
+        (sum(more >= end for more in steps), slice(begin, end)) for begin, end in zip([0, *ends], ends, strict=False)
+    ]

@@ -128,9 +128,9 @@ def test_a_descent_is_a_step_along_the_gradient_of_scaled_samples(name: str, cou
     kernel.accumulate(vectors, 4 * inputs, targets, gradients)
     torch.testing.assert_close(gradients, start, rtol=1e-4, atol=1e-6)
     moved = vectors.clone()
-    kernel.hold(moved, None)
+    kernel.hold(moved, None, torch.arange(len(moved)))
     kernel.descend(4 * inputs, kernel.prepare(targets), Sgd(0.5))
-    kernel.release(moved, None)
+    kernel.release(moved, None, torch.arange(len(moved)))
     torch.testing.assert_close(moved, vectors - 0.5 * start, rtol=1e-4, atol=1e-6)
 
 
@@ -143,10 +143,10 @@ def test_of_the_models_that_are_held_the_first_ones_may_take_more_steps() -> Non
     assert isinstance(kernel, DenseKernel)
     for held in (4, 2, 4):  # a chunk of another size lies where the last one did
         moved = vectors[:held].clone()
-        kernel.hold(moved, None)
+        kernel.hold(moved, None, torch.arange(len(moved)))
         for count in (held, 2, 1):  # steps: three of the first, two of the second, one of the others
             kernel.descend(inputs[:count], kernel.prepare(targets)[:count], Sgd(0.5))
-        kernel.release(moved, None)
+        kernel.release(moved, None, torch.arange(len(moved)))
         for row, steps in zip(range(held), (3, 2, 1, 1), strict=False):
             expected = vectors[row : row + 1].clone()
             for _ in range(steps):
@@ -169,10 +169,10 @@ def test_a_descent_with_momentum_and_decay_is_that_of_torch(sgd: Sgd, count: int
     if not sgd.momentum:
         velocities.fill_(float("nan"))  # nobody's: only room
     for _ in range(2):  # what is held in between is nobody's business
-        kernel.hold(moved, velocities)
+        kernel.hold(moved, velocities, torch.arange(count))
         for _ in range(2):
             kernel.descend(inputs, kernel.prepare(targets), sgd)
-        kernel.release(moved, velocities)
+        kernel.release(moved, velocities, torch.arange(count))
     for row in range(count):
         own = vectors[row].clone().requires_grad_()
         optimiser = torch.optim.SGD([own], lr=sgd.learning_rate, momentum=sgd.momentum, weight_decay=sgd.weight_decay)

@@ -11,7 +11,6 @@ import torch
 
 from gossipml.errors import UserError
 from gossipml.models.averaging import Coordinates
-from gossipml.models.compression import parse_form
 from gossipml.models.data import take_part
 from gossipml.models.merge_rules import parse_merge
 from gossipml.models.partition import Part, parse_rule
@@ -39,6 +38,7 @@ from gossipml.peer.wire import Update
 from gossipml.simulations import baselines, population
 from gossipml.simulations.network import Links, fixed
 from gossipml.simulations.population_engine import PopulationEngine
+from gossipml.simulations.population_helpers import Helpers
 from gossipml.simulations.population_merging import Merging, Mixer
 from gossipml.simulations.population_setting import (
     device_of,
@@ -195,8 +195,8 @@ def together(scenario: Scenario, seed: int, merge: str = "clipping") -> tuple[Po
     threads = Threads(device, 1)
     trainees, _, coordinates = population.population(scenario, seed, device, threads)
     epochs = [trainees.epoch_steps(peer) for peer in range(scenario.peers)]
-    mixer = Mixer(trainees.x, trainees.first, coordinates, parse_merge(merge), threads)
-    mixer.watch(range(scenario.peers))
+    watched, rule = range(scenario.peers), parse_merge(merge)
+    mixer = Mixer(trainees.x, trainees.first, coordinates, rule, threads.helpers, watched=watched)
     engine = PopulationEngine(
         trainees,
         mixer,
@@ -254,7 +254,7 @@ def test_merges_of_many_at_once_as_on_a_gpu_are_those_of_one_after_the_other(com
         assert engine.counts.merges > 0
         ends.append((trainees.x.clone(), torch.stack([mixer.served[peer] for peer in range(scenario.peers)])))
     for one, other in zip(*ends, strict=True):
-        assert torch.allclose(one, other, atol=1e-4)
+        assert torch.allclose(one, other, atol=1e-4 if compression == "float32" else 2e-3)
 
 
 # Itself.
@@ -396,9 +396,8 @@ def test_baselines_stand_in_the_order_that_theory_gives() -> None:
 
 def test_averaging_after_each_step_is_a_mean_of_gradients() -> None:
     scenario = replace(SMALL, peers=4, split="iid")
-    device, threads = device_of("cpu"), Threads(device_of("cpu"), 1)
-    trainees, _, _ = population.population(scenario, 1, device, threads)
-    apart, _, _ = population.population(scenario, 1, device, threads)
+    device = device_of("cpu")
+    trainees, apart = (population.population(scenario, 1, device, Threads(device, 1))[0] for _ in range(2))
     *_, _counts = baselines.rounds(replace(scenario, protocol="allreduce", rounds=1, train=Train(steps=1)), trainees, 1)
     apart.train(range(4), [1] * 4)
     gradient = (apart.first - apart.x).mean(0)  # of the first step, times the learning rate
@@ -426,10 +425,10 @@ def test_progress_is_told_between_rows() -> None:
 
 
 def test_a_lie_in_parts_of_a_model_lands_where_parts_are_and_is_refused_when_it_is_no_number() -> None:
-    size, threads = 200, Threads(device_of("cpu"), 1)
+    size, helpers = 200, Helpers(1, device_of("cpu"))
     x = torch.stack([torch.arange(size, dtype=torch.float32), torch.ones(size)])
-    mixer = Mixer(x, torch.zeros(size), Coordinates(size, size), parse_merge("mean"), threads)
-    form, before = parse_form("int8-top10"), x[1].clone()
+    mixer = Mixer(x, torch.zeros(size), Coordinates(size, size), parse_merge("mean"), helpers, doubtful=True)
+    form, before = "int8-top10", x[1].clone()
     [row] = mixer.copy([0], form)
     mixer.overwrite(row, torch.full((size,), -7.0))
     [report] = mixer.merge([Merging(1, row, form, 0.5)])

@@ -5,16 +5,18 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from gossipml.errors import UserError
 from gossipml.simulations import population
-from gossipml.simulations.population_helpers import CAN_FORK, Helpers, Work, shared
+from gossipml.simulations.population_helpers import CAN_FORK, Helpers
 from gossipml.simulations.population_setting import device_of
 from gossipml.simulations.population_training import Threads
-from gossipml.simulations.scenario import Scenario, Train
+from gossipml.simulations.result import Row
+from gossipml.simulations.scenario import Byzantine, Scenario, Train
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="processes are not forked on this system")
 
@@ -24,11 +26,16 @@ SMALL = Scenario("small", peers=5, rounds=3, split="dirichlet:0.5", train=Train(
 class Job:
     """Writes who did it, and how often that one has worked."""
 
-    def __init__(self, peers: int) -> None:
-        self.seen = shared(peers, 3)
+    def __init__(self, peers: int, count: int) -> None:
+        self.helpers = Helpers(count, torch.device("cpu"))
+        self.helpers.offer("work", self._work)
+        self.seen = self.helpers.memory(peers, 3)
         self.calls = 0
 
-    def __call__(self, work: Work) -> list[int]:
+    def do(self, work: list[tuple[int, int]]) -> list[bool]:
+        return self.helpers.do("work", work)
+
+    def _work(self, work: list[tuple[int, int]]) -> list[bool]:
         self.calls += 1
         for peer, steps in work:
             if steps == 99:
@@ -40,51 +47,88 @@ class Job:
             if steps == 96:
                 time.sleep(600)
             self.seen[peer] = torch.tensor([float(os.getpid()), float(self.calls), float(steps)])
-        return [peer for peer, steps in work if steps == 0]
+        return [steps == 0 for _, steps in work]
 
 
 @pytest.fixture
-def job() -> Job:
-    return Job(6)
-
-
-@pytest.fixture
-def helpers(job: Job) -> Iterator[Helpers]:
-    made = Helpers(3, job)
+def job() -> Iterator[Job]:
+    made = Job(6, 3)
     yield made
-    made.close()
+    made.helpers.close()
 
 
-def test_every_peer_has_its_process_for_good_and_its_work_is_seen_by_all(job: Job, helpers: Helpers) -> None:
-    assert helpers.do([(peer, peer) for peer in range(6)]) == [0]
+def test_every_peer_has_its_process_for_good_and_its_work_is_seen_by_all(job: Job) -> None:
+    assert job.do([(peer, peer) for peer in range(6)]) == [True, False, False, False, False, False]
     first = job.seen.clone()
     assert first[:, 2].tolist() == [0, 1, 2, 3, 4, 5]
     assert len(set(first[:3, 0].tolist())) == 3
     assert first[0, 0] == os.getpid()
     assert torch.equal(first[:3, 0], first[3:, 0])
-    helpers.do([(4, 5)])
+    job.do([(4, 5)])
     assert job.seen[4].tolist() == [first[1, 0], 2.0, 5.0], "the same one, which remembers the time before"
     assert torch.equal(job.seen[5], first[5])
 
 
-def test_what_goes_wrong_in_a_helper_is_said_here_and_the_next_work_is_done(job: Job, helpers: Helpers) -> None:
+def test_what_goes_wrong_in_a_helper_is_said_here_and_the_next_work_is_done(job: Job) -> None:
     with pytest.raises(UserError, match="peer 1 asks for too much"):
-        helpers.do([(0, 1), (1, 99), (2, 1)])
+        job.do([(0, 1), (1, 99), (2, 1)])
     with pytest.raises(RuntimeError, match="a slip"):
-        helpers.do([(1, 98)])
+        job.do([(1, 98)])
     with pytest.raises(UserError, match="peer 0 asks"):
-        helpers.do([(0, 99), (1, 0)])
-    assert helpers.do([(1, 0), (2, 1)]) == [1]
+        job.do([(0, 99), (1, 0)])
+    assert job.do([(2, 1), (1, 0), (4, 0)]) == [False, True, True], "in the order of what was asked"
 
 
-def test_a_helper_that_ends_is_told(helpers: Helpers) -> None:
+def test_a_helper_that_ends_is_told(job: Job) -> None:
     for _ in range(2):  # while it works, and before it is asked again
         with pytest.raises(UserError, match="has ended"):
-            helpers.do([(0, 1), (1, 97)])
+            job.do([(0, 1), (1, 97)])
 
 
-def test_nobody_waits_for_helpers_that_are_dismissed(job: Job) -> None:
-    helpers = Helpers(2, job)
+def test_pieces_of_memory_are_common_also_where_they_came_after_the_fork() -> None:
+    helpers = Helpers(2, torch.device("cpu"))
+    block = helpers.blocks(2, 5000)
+    early = block(0)
+
+    def write(items: list[tuple[int, int]]) -> list[float]:
+        there = block(items[0][1])
+        there += 1
+        return [float(there.sum())]
+
+    helpers.offer("write", write)
+    try:
+        assert helpers.do("write", [(1, 0)]) == [10_000.0]
+        assert float(early.sum()) == 10_000.0
+        late = block(2)
+        late[1] = 3
+        assert helpers.do("write", [(1, 2)]) == [25_000.0]
+        assert float(late.sum()) == 25_000.0
+        assert float(early.sum()) == 10_000.0
+    finally:
+        helpers.close()
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        replace(SMALL, compression="float32"),
+        replace(SMALL, compression="int8-top10", byzantine=Byzantine("nan", 0.2)),
+        replace(SMALL, compression="int4", merge="median", protocol="push:3"),
+    ],
+)
+def test_two_processes_merge_as_one_does(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    for count in (1, 2):
+        monkeypatch.setattr(population, "Threads", partial(Threads, count=count))
+        last = [row for row in population.run(scenario, 1, "cpu") if isinstance(row, Row)][-1]
+        rows.append(replace(last, wall=0.0))
+    assert rows[0].messages > 0
+    for name, value in vars(rows[0]).items():
+        assert getattr(rows[1], name) == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), name
+
+
+def test_nobody_waits_for_helpers_that_are_dismissed() -> None:
+    job = Job(6, 2)
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -93,19 +137,19 @@ def test_nobody_waits_for_helpers_that_are_dismissed(job: Job) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            helpers.do([(1, 96)])
+            job.do([(1, 96)])
     finally:
         signal.signal(signal.SIGALRM, before)
-    helpers.close()
-    helpers.close()
+    job.helpers.close()
+    job.helpers.close()
 
 
-def test_helpers_end_with_their_parent(job: Job) -> None:
+def test_helpers_end_with_their_parent() -> None:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        helpers = Helpers(2, job)
-        helpers.do([(1, 1)])
+        job = Job(6, 2)
+        job.do([(1, 1)])
         os.write(write, str(int(job.seen[1, 0])).encode())
         os._exit(0)  # without a word to them
     os.waitpid(child, 0)
@@ -145,9 +189,9 @@ def test_two_processes_train_as_one_does(train: Train) -> None:
                 trainees.train(range(5), [7, 3, 0, 7, 20])
             trainees.forget_velocity(1)
             trainees.train([1, 2], [4, 4])
-            assert (trainees._helpers is not None) == (count == 2)
+            assert trainees._helpers.forked == (count == 2)
             found.append(trainees.x.clone())
-        assert trainees._helpers is None
+        assert not trainees._helpers.forked
     assert torch.allclose(found[0], found[1], atol=1e-5)
     assert not torch.allclose(found[0][0], found[0][1], atol=1e-3)
 
