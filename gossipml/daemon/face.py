@@ -78,6 +78,8 @@ class Face:
 
     async def pause(self) -> str:
         await self.node.pause()
+        if self.node.learner.progress.state == "averaging":
+            return "training is over already; should it begin again, it is paused until `gossipml peer resume`"
         return "training is paused; averaging and answering go on"
 
     async def resume(self) -> str:

@@ -251,6 +251,17 @@ def test_a_pause_by_the_user_holds_over_a_restart_until_resumed() -> None:
     play(scenario)
 
 
+def test_whoever_pauses_a_peer_that_has_finished_hears_that_there_is_nothing_to_pause() -> None:
+    async def scenario(world: World, cluster: Cluster) -> None:
+        await trio.sleep(60)
+        member = cluster.members["peer-0"]
+        assert learner(member).progress.state == "averaging"
+        assert (await face(member).pause()).startswith("training is over already; should it begin again")
+        assert learner(member).progress.state == "averaging"
+
+    play(scenario, config=replace(QUICK, max_rounds=2))
+
+
 def test_state_is_kept_when_a_pause_begins() -> None:
     async def scenario(world: World, cluster: Cluster) -> None:
         await trio.sleep(31)
