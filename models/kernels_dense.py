@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from gossipml.models.kernels_layers import Activation, Dropout, Flow, Layer, Linear, Op, Room, Weighing
-from gossipml.models.losses import Loss, loss_of
+from gossipml.models.losses import Loss, Losses, Slope, loss_of
 from gossipml.models.spec import Sgd, Spec
 
 K = TypeVar("K")
@@ -31,23 +31,23 @@ STEPS_KEPT = 16  # lists of operations, for other numbers of models and samples
 class _Step(Generic[T]):
     """The operations of one step on so many samples of so many models."""
 
-    def __init__(self, x: Flow, forward: list[Op], loss: Callable[[torch.Tensor], T], back: list[Op]) -> None:
+    def __init__(self, x: Flow, forward: list[Op], loss: T, back: list[Op]) -> None:
+        """`loss`: what it does where the outputs and their gradient lie."""
+        self.loss = loss
         self._x = x
-        self._forward, self._loss, self._back = forward, loss, back
+        self._forward, self._back = forward, back
         self._inputs: torch.Tensor | None = None
 
-    def take(self, inputs: torch.Tensor, prepared: torch.Tensor) -> T:
-        """What the loss gives, whose slope goes back."""
+    def take(self, inputs: torch.Tensor, prepared: torch.Tensor, slope: Slope) -> None:
         if inputs is not self._inputs:
             x, self._inputs = self._x, inputs
             x.across = inputs.reshape(*x.now.shape[:-2], x.now.shape[-1], -1)
             x.now = x.across.transpose(-1, -2)
         for op in self._forward:
             op()
-        found = self._loss(prepared)
+        slope(prepared)
         for op in self._back:
             op()
-        return found
 
 
 class DenseKernel:
@@ -63,8 +63,8 @@ class DenseKernel:
         self._outputs = outputs
         self._room = Room()
         self._bound: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._steps: dict[tuple[torch.Size, float], _Step[torch.Tensor]] = {}  # on what is bound
-        self._descents: dict[tuple[torch.Size, Sgd], _Step[object]] = {}  # on what is held
+        self._steps: dict[tuple[torch.Size, float], _Step[tuple[Slope, Losses]]] = {}  # on what is bound
+        self._descents: dict[tuple[torch.Size, Sgd], _Step[Slope]] = {}  # on what is held
 
     def accumulate(
         self,
@@ -102,7 +102,9 @@ class DenseKernel:
             for layer in reversed(self._weighing):
                 layer.weigh(keep, back)
             _keep(self._steps, (inputs.shape, keep), step)
-        return step.take(inputs, prepared)
+        slope, losses = step.loss
+        step.take(inputs, prepared, slope)
+        return losses(prepared)
 
     def scale(self, factor: float) -> None:
         """From now on the samples are to be multiplied by it: in the products, where that costs nothing."""
@@ -129,7 +131,7 @@ class DenseKernel:
             for linear in self._linear:
                 linear.descend(sgd, 1 / inputs.shape[1] if self._loss.sums else 1.0, back)
             _keep(self._descents, (inputs.shape, sgd), step)
-        step.take(inputs, prepared)
+        step.take(inputs, prepared, step.loss)
 
     def release(self, vectors: torch.Tensor, velocities: torch.Tensor | None) -> None:
         """Undo of `hold`: the parameters and velocities as they are now go there."""
@@ -137,7 +139,7 @@ class DenseKernel:
             linear.release(vectors, velocities)
 
     def _record(
-        self, inputs: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], Callable[[torch.Tensor], T]]
+        self, inputs: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], T]
     ) -> tuple[_Step[T], list[Op]]:
         """A step on samples like these, without the last part of its way back, which is to be added to the list."""
         count, batch = inputs.shape[:2]

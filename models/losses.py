@@ -15,10 +15,11 @@ import torch
 
 from gossipml.models.spec import Spec, StandardLoss
 
-Find: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-"""Of what was prepared of targets the losses (N,), means over the batch."""
 Slope: TypeAlias = Callable[[torch.Tensor], object]
-"""Of the same nothing; for the gradient alone."""
+"""From what was prepared of targets the gradient, where it belongs."""
+Losses: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""Of the same the losses (N,), means over the batch; after the slope, whose place may hold something else by then: who
+works on the way back does not wait for them."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ class Loss:
     losses, once; what they return works on these at each step."""
 
     prepare: Callable[[torch.Tensor, int], torch.Tensor]
-    """From targets (..., b), and the number k of outputs, what `Find` and `Slope` take for them (..., ...)."""
-    find: Callable[[torch.Tensor, torch.Tensor], Find]
+    """From targets (..., b), and the number k of outputs, what `Slope` and `Losses` take for them (..., ...)."""
+    find: Callable[[torch.Tensor, torch.Tensor], tuple[Slope, Losses]]
     slope: Callable[[torch.Tensor, torch.Tensor], Slope]
+    """For the gradient alone."""
     sums: bool = False
     """Whether `slope` gives the gradient of the sum over the batch, which is `b` times that of the mean."""
 
@@ -41,11 +43,18 @@ def loss_of(spec: Spec) -> Loss:
         case "cross-entropy":
             return Loss(ones_of, softmax_cross_entropy, softmax_minus_ones, sums=True)
         case "squared-error-of-classes":
-            return Loss(ones_of, squared_error, squared_error)
+            return _with_losses(ones_of, squared_error)
         case "binary-cross-entropy":
-            return Loss(_as_they_are, binary_cross_entropy, binary_cross_entropy)
-    find = partial(by_autograd, spec)
-    return Loss(_as_they_are, find, find)
+            return _with_losses(_as_they_are, binary_cross_entropy)
+    return _with_losses(_as_they_are, partial(by_autograd, spec))
+
+
+def _with_losses(
+    prepare: Callable[[torch.Tensor, int], torch.Tensor],
+    find: Callable[[torch.Tensor, torch.Tensor], tuple[Slope, Losses]],
+) -> Loss:
+    """Where the gradient alone is not found in another way."""
+    return Loss(prepare, find, lambda outputs, gradient: find(outputs, gradient)[0])
 
 
 def ones_of(targets: torch.Tensor, classes: int) -> torch.Tensor:
@@ -55,18 +64,17 @@ def ones_of(targets: torch.Tensor, classes: int) -> torch.Tensor:
     return torch.eq(targets.unsqueeze(-2), _classes(classes, targets.device), out=ones)
 
 
-def softmax_cross_entropy(outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
+def softmax_cross_entropy(outputs: torch.Tensor, gradient: torch.Tensor) -> tuple[Slope, Losses]:
     """`torch.nn.functional.cross_entropy`."""
     weight = 1 / outputs.shape[2]
-    products = _Products(gradient, -weight)
+    logarithms = torch.empty_like(outputs)  # the way back may overwrite the gradient
+    products = _Products(logarithms, -weight)
 
-    def find(ones: torch.Tensor) -> torch.Tensor:
-        torch.log_softmax(outputs, 1, out=gradient)
-        losses = products.with_(ones)
-        gradient.exp_().sub_(ones).mul_(weight)
-        return losses
+    def slope(ones: torch.Tensor) -> None:
+        torch.log_softmax(outputs, 1, out=logarithms)
+        torch.exp(logarithms, out=gradient).sub_(ones).mul_(weight)
 
-    return find
+    return slope, products.with_
 
 
 def softmax_minus_ones(outputs: torch.Tensor, gradient: torch.Tensor) -> Slope:
@@ -79,49 +87,53 @@ def softmax_minus_ones(outputs: torch.Tensor, gradient: torch.Tensor) -> Slope:
     return slope
 
 
-def squared_error(outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
+def squared_error(outputs: torch.Tensor, gradient: torch.Tensor) -> tuple[Slope, Losses]:
     """`torch.nn.functional.mse_loss`; a mean over the outputs, too."""
     weight = 1 / (outputs.shape[1] * outputs.shape[2])
-    products = _Products(gradient, weight)
+    errors = torch.empty_like(outputs)
+    products = _Products(errors, weight)
 
-    def find(ones: torch.Tensor) -> torch.Tensor:
-        torch.sub(outputs, ones, out=gradient)
-        losses = products.with_(gradient)
-        gradient.mul_(2 * weight)
-        return losses
+    def slope(ones: torch.Tensor) -> None:
+        torch.sub(outputs, ones, out=errors)
+        torch.mul(errors, 2 * weight, out=gradient)
 
-    return find
+    return slope, lambda ones: products.with_(errors)
 
 
-def binary_cross_entropy(outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
+def binary_cross_entropy(outputs: torch.Tensor, gradient: torch.Tensor) -> tuple[Slope, Losses]:
     """`torch.nn.functional.binary_cross_entropy` of the first output, a probability, from targets 0 and 1."""
     p = outputs[:, 0]
 
-    def find(targets: torch.Tensor) -> torch.Tensor:
-        t = targets.to(outputs.dtype)
+    def slope(targets: torch.Tensor) -> None:
         gradient.zero_()
         # The bounds are torch's: 1e-12 on the variance, -100 on the logarithms.
-        torch.div(p - t, ((1 - p) * p).clamp_(min=1e-12).mul_(p.shape[1]), out=gradient[:, 0])
+        variance = ((1 - p) * p).clamp_(min=1e-12)
+        torch.div(p - targets.to(p.dtype), variance.mul_(p.shape[1]), out=gradient[:, 0])
+
+    def losses(targets: torch.Tensor) -> torch.Tensor:
+        t = targets.to(p.dtype)
         return ((t - 1) * (-p).log1p_().clamp_(min=-100) - t * p.log().clamp_(min=-100)).mean(1)
 
-    return find
+    return slope, losses
 
 
-def by_autograd(spec: Spec, outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
+def by_autograd(spec: Spec, outputs: torch.Tensor, gradient: torch.Tensor) -> tuple[Slope, Losses]:
     """Any function of one model's outputs and targets."""
+    found = torch.empty(len(outputs))
 
-    def find(targets: torch.Tensor) -> torch.Tensor:
+    def slope(targets: torch.Tensor) -> None:
+        nonlocal found
         with torch.enable_grad():
             leaf = outputs.detach().transpose(1, 2).contiguous().requires_grad_()
             if len(leaf) == 1:
                 losses = spec.loss(leaf[0], targets[0]).unsqueeze(0)
             else:
                 losses = torch.func.vmap(spec.loss, randomness="different")(leaf, targets)
-            (found,) = torch.autograd.grad(losses.sum(), leaf)
-        gradient.copy_(found.transpose(1, 2))
-        return losses.detach()
+            (back,) = torch.autograd.grad(losses.sum(), leaf)
+        gradient.copy_(back.transpose(1, 2))
+        found = losses.detach()
 
-    return find
+    return slope, lambda targets: found
 
 
 class _Products:
