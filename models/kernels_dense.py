@@ -36,13 +36,9 @@ class _Step(Generic[T]):
         self.loss = loss
         self._x = x
         self._forward, self._back = forward, back
-        self._inputs: torch.Tensor | None = None
 
-    def take(self, inputs: torch.Tensor, prepared: torch.Tensor, slope: Slope) -> None:
-        if inputs is not self._inputs:
-            x, self._inputs = self._x, inputs
-            x.across = inputs.reshape(*x.now.shape[:-2], x.now.shape[-1], -1)
-            x.now = x.across.transpose(-1, -2)
+    def take(self, x: Flow, prepared: torch.Tensor, slope: Slope) -> None:
+        self._x.now, self._x.across = x.now, x.across
         for op in self._forward:
             op()
         slope(prepared)
@@ -62,6 +58,8 @@ class DenseKernel:
         self._loss = loss
         self._outputs = outputs
         self._room = Room()
+        self._last: tuple[torch.Tensor, Flow] | None = None
+        """Inputs, and what was made of them; see `batches.Feed`."""
         self._bound: tuple[torch.Tensor, torch.Tensor] | None = None
         self._steps: dict[tuple[torch.Size, float], _Step[tuple[Slope, Losses]]] = {}  # on what is bound
         self._descents: dict[tuple[torch.Size, Sgd], _Step[Slope]] = {}  # on what is held
@@ -75,7 +73,7 @@ class DenseKernel:
         keep: float = 0.0,
     ) -> torch.Tensor:
         """See `Kernel`."""
-        return self.accumulate_prepared(vectors, inputs, self.prepare(targets), gradients, keep)
+        return self.accumulate_prepared(vectors, self._flow(inputs), self.prepare(targets), gradients, keep)
 
     def prepare(self, targets: torch.Tensor) -> torch.Tensor:
         """Of targets (..., N, batch) what steps take of them, (..., N, ...)."""
@@ -84,26 +82,26 @@ class DenseKernel:
     def accumulate_prepared(
         self,
         vectors: torch.Tensor,
-        inputs: torch.Tensor,
+        x: Flow,
         prepared: torch.Tensor,
         gradients: torch.Tensor,
         keep: float = 0.0,
     ) -> torch.Tensor:
-        """`accumulate`, with what `prepare` made of the targets."""
+        """`accumulate`, with what `flow_of` made of the inputs, and `prepare` of the targets."""
         bound = self._bound
         if bound is None or not (_same(vectors, bound[0]) and _same(gradients, bound[1])):
             self._steps.clear()
             self._bound = vectors, gradients  # held, so that nothing else comes to lie at their addresses
-        step = self._steps.get((inputs.shape, keep))
+        step = self._steps.get((x.now.shape, keep))
         if step is None:
             for layer in self._weighing:
                 layer.bind(vectors, gradients)
-            step, back = self._record(inputs, self._loss.find)
+            step, back = self._record(x, self._loss.find)
             for layer in reversed(self._weighing):
                 layer.weigh(keep, back)
-            _keep(self._steps, (inputs.shape, keep), step)
+            _keep(self._steps, (x.now.shape, keep), step)
         slope, losses = step.loss
-        step.take(inputs, prepared, slope)
+        step.take(x, prepared, slope)
         return losses(prepared)
 
     def scale(self, factor: float) -> None:
@@ -123,28 +121,31 @@ class DenseKernel:
     def descend(self, inputs: torch.Tensor, prepared: torch.Tensor, sgd: Sgd) -> None:
         """One step of the first models that are held, without their losses. Inputs as in `kernels.Kernel`; for the
         targets see `prepare`."""
-        step = self._descents.get((inputs.shape, sgd))
+        x = self._flow(inputs)
+        step = self._descents.get((x.now.shape, sgd))
         if step is None:
             for linear in self._linear:
                 linear.bind_held(len(inputs))
-            step, back = self._record(inputs, self._loss.slope)
+            step, back = self._record(x, self._loss.slope)
             for linear in self._linear:
                 linear.descend(sgd, 1 / inputs.shape[1] if self._loss.sums else 1.0, back)
-            _keep(self._descents, (inputs.shape, sgd), step)
-        step.take(inputs, prepared, step.loss)
+            _keep(self._descents, (x.now.shape, sgd), step)
+        step.take(x, prepared, step.loss)
 
     def release(self, vectors: torch.Tensor, velocities: torch.Tensor | None) -> None:
         """Undo of `hold`: the parameters and velocities as they are now go there."""
         for linear in self._linear:
             linear.release(vectors, velocities)
 
-    def _record(
-        self, inputs: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], T]
-    ) -> tuple[_Step[T], list[Op]]:
+    def _flow(self, inputs: torch.Tensor) -> Flow:
+        if self._last is None or self._last[0] is not inputs:
+            self._last = inputs, flow_of(inputs)
+        return self._last[1]
+
+    def _record(self, samples: Flow, loss: Callable[[torch.Tensor, torch.Tensor], T]) -> tuple[_Step[T], list[Op]]:
         """A step on samples like these, without the last part of its way back, which is to be added to the list."""
-        count, batch = inputs.shape[:2]
-        across = inputs.reshape(batch, -1) if count == 1 else inputs.reshape(count, batch, -1)
-        x = output = Flow(across.transpose(-1, -2), across, moves=True)
+        x = output = Flow(samples.now, samples.across, moves=True)
+        count = 1 if x.one else len(x.now)
         forward: list[Op] = []
         back: list[Op] = []
         for layer in self._layers:
@@ -161,6 +162,13 @@ def _keep(steps: dict[K, _Step[T]], key: K, step: _Step[T]) -> None:
     if len(steps) >= STEPS_KEPT:
         steps.clear()
     steps[key] = step
+
+
+def flow_of(inputs: torch.Tensor) -> Flow:
+    """Of samples (N, batch, ...)."""
+    count, batch = inputs.shape[:2]
+    across = inputs.reshape(batch, -1) if count == 1 else inputs.reshape(count, batch, -1)
+    return Flow(across.transpose(-1, -2), across)
 
 
 def dense_kernel(spec: Spec, module: nn.Module) -> DenseKernel | None:
