@@ -22,7 +22,7 @@ from gossipml.models.spec import Sgd
 _aten = torch.ops.aten
 
 Op: TypeAlias = Callable[[], object]
-_Forward: TypeAlias = Callable[[torch.Tensor, torch.Tensor], object]
+_Forward: TypeAlias = Callable[[torch.Tensor], object]
 _Backward: TypeAlias = Callable[[torch.Tensor, torch.Tensor], object]
 
 
@@ -35,6 +35,8 @@ class Flow:
     """The same, transposed."""
     moves: bool = False
     """Whether it lies elsewhere at each step, as samples do."""
+    spare: bool = False
+    """Whether the next layer may overwrite it."""
 
     @property
     def one(self) -> bool:
@@ -136,6 +138,7 @@ class Linear:
             ops.append(lambda: add(start, weight, x.now, beta=beta, alpha=alpha, out=y.now))
         else:
             ops.append(partial(add, start, weight, x.now, beta=beta, alpha=alpha, out=y.now))
+        y.spare = True
         return y
 
     def backward(self, d: Flow, ops: list[Op]) -> Flow:
@@ -188,8 +191,12 @@ class Activation:
         self._room = Room()
 
     def forward(self, x: Flow, ops: list[Op]) -> Flow:
-        self._y = y = still(self._room.of("y", x.now.shape, x.now))
-        ops.append(partial(self._forward, x.now, y.now))
+        y = x
+        if not x.spare:
+            y = still(self._room.of("y", x.now.shape, x.now))
+            ops.append(partial(y.now.copy_, x.now))
+        self._y = y = Flow(y.now, y.across)  # which is needed on the way back
+        ops.append(partial(self._forward, y.now))
         return y
 
     def backward(self, d: Flow, ops: list[Op]) -> Flow:
@@ -220,35 +227,23 @@ class Dropout:
         return d
 
 
-def _relu(x: torch.Tensor, out: torch.Tensor) -> object:
-    return torch.clamp(x, min=0, out=out)
-
-
 def _relu_backward(d: torch.Tensor, y: torch.Tensor) -> object:
     return _aten.threshold_backward.grad_input(d, y, 0, grad_input=d)
-
-
-def _tanh(x: torch.Tensor, out: torch.Tensor) -> object:
-    return torch.tanh(x, out=out)
 
 
 def _tanh_backward(d: torch.Tensor, y: torch.Tensor) -> object:
     return _aten.tanh_backward.grad_input(d, y, grad_input=d)
 
 
-def _sigmoid(x: torch.Tensor, out: torch.Tensor) -> object:
-    return torch.sigmoid(x, out=out)
-
-
 def _sigmoid_backward(d: torch.Tensor, y: torch.Tensor) -> object:
     return _aten.sigmoid_backward.grad_input(d, y, grad_input=d)
 
 
-# Forward into `out`; backward in place, from the gradient of the output and the output.
+# Both in place: forward, and backward from the gradient of the output and the output.
 _ACTIVATIONS: Final[dict[str, tuple[_Forward, _Backward]]] = {
-    "ReLU": (_relu, _relu_backward),
-    "Tanh": (_tanh, _tanh_backward),
-    "Sigmoid": (_sigmoid, _sigmoid_backward),
+    "ReLU": (torch.relu_, _relu_backward),
+    "Tanh": (torch.tanh_, _tanh_backward),
+    "Sigmoid": (torch.sigmoid_, _sigmoid_backward),
 }
 
 
