@@ -130,11 +130,6 @@ def _like(room: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     return room[: matrix.numel()].view(matrix.shape)
 
 
-def _bring(matrix: torch.Tensor, place: torch.Tensor) -> None:
-    if matrix.data_ptr() != place.data_ptr():
-        place.copy_(matrix)
-
-
 _MESSAGE = struct.Struct("<BBBI")  # what to do; pair, or 1 for velocities; which of two inputs; samples, or bytes
 _DONE = b"."
 TAPES_KEPT = 64  # of a helper: two for each pair and size of a batch
@@ -198,9 +193,10 @@ class CutPair:
     def forward(self, x: Flow, ops: list[Op]) -> Flow:
         def begin() -> None:
             if not self._begun:
-                batch = x.now.shape[1]
-                _bring(x.now, self.room(batch).now)
-                self.begin(batch)
+                there = self.room(x.now.shape[1]).now
+                if x.now.data_ptr() != there.data_ptr():
+                    there.copy_(x.now)
+                self.begin(x.now.shape[1])
 
         def end() -> None:
             self._crew.wait()
@@ -214,12 +210,11 @@ class CutPair:
 
     def backward(self, d: Flow, ops: list[Op]) -> Flow:
         message = _MESSAGE.pack(_Do.BACKWARD, self._number, 0, d.now.shape[1])
-        ops += [
-            partial(_bring, d.now, _like(self._exchange.output_gradient, d.now)),
-            partial(self._crew.tell, message),
-            self._do_meanwhile,
-        ]
-        out = self._share.backward(d, ops)
+        given = still(_like(self._exchange.output_gradient, d.now))
+        if d.now.data_ptr() != given.now.data_ptr():
+            ops.append(partial(torch.mul, d.now, d.factor, out=given.now))
+        ops += [partial(self._crew.tell, message), self._do_meanwhile]
+        out = self._share.backward(given, ops)
         if not self.first:
             ops.append(self._crew.wait)
             ops += [partial(out.now.add_, _like(summand, out.now)) for summand in self._exchange.input_gradients]

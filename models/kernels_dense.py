@@ -128,7 +128,7 @@ class DenseKernel:
                 linear.bind_held(len(inputs))
             step, back = self._record(x, self._loss.slope)
             for linear in self._linear:
-                linear.descend(sgd, 1 / inputs.shape[1] if self._loss.sums else 1.0, back)
+                linear.descend(sgd, back)
             _keep(self._descents, (x.now.shape, sgd), step)
         step.take(x, prepared, step.loss)
 
@@ -151,7 +151,7 @@ class DenseKernel:
         for layer in self._layers:
             output = layer.forward(output, forward)
         slope = self._room.of("d", output.now.shape, output.now)
-        d = Flow(slope, slope.transpose(-1, -2))
+        d = Flow(slope, slope.transpose(-1, -2), factor=self._loss.weight(*slope.shape[-2:]))
         for layer in reversed(self._layers):
             d = layer.backward(d, back)
         outputs, slopes = (each.view(count, *each.shape[-2:]) for each in (output.now, slope))

@@ -18,43 +18,39 @@ from gossipml.models.spec import Spec, StandardLoss
 Slope: TypeAlias = Callable[[torch.Tensor], object]
 """From what was prepared of targets the gradient, where it belongs."""
 Losses: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-"""Of the same the losses (N,), means over the batch; after the slope, whose place may hold something else by then: who
-works on the way back does not wait for them."""
+"""Of the same the losses (N,), means over the batch; after the slope, with its gradient still there. They can wait for
+whatever somebody else waits for."""
+Find: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[Slope, Losses]]
 
 
 @dataclass(frozen=True)
 class Loss:
     """`find` and `slope` are given the places of outputs (N, k, b) of N models, and of the gradient of the sum of their
-    losses, once; what they return works on these at each step."""
+    losses, once; what they return works on these at each step. The gradient is still to be multiplied by `weight`."""
 
     prepare: Callable[[torch.Tensor, int], torch.Tensor]
     """From targets (..., b), and the number k of outputs, what `Slope` and `Losses` take for them (..., ...)."""
-    find: Callable[[torch.Tensor, torch.Tensor], tuple[Slope, Losses]]
+    find: Find
     slope: Callable[[torch.Tensor, torch.Tensor], Slope]
     """For the gradient alone."""
-    sums: bool = False
-    """Whether `slope` gives the gradient of the sum over the batch, which is `b` times that of the mean."""
+    weight: Callable[[int, int], float] = lambda outputs, batch: 1.0
+    """By k and b; for the products on the way back, where a factor costs nothing."""
 
 
 def loss_of(spec: Spec) -> Loss:
     """The loss of the specification."""
+    find: Find
     kind: StandardLoss | None = getattr(spec.loss, "standard_loss", None)
     match kind:
         case "cross-entropy":
-            return Loss(ones_of, softmax_cross_entropy, softmax_minus_ones, sums=True)
+            return Loss(ones_of, softmax_cross_entropy, softmax_minus_ones, lambda outputs, batch: 1 / batch)
         case "squared-error-of-classes":
-            return _with_losses(ones_of, squared_error)
+            return Loss(ones_of, squared_error, error, lambda outputs, batch: 2 / (outputs * batch))
         case "binary-cross-entropy":
-            return _with_losses(_as_they_are, binary_cross_entropy)
-    return _with_losses(_as_they_are, partial(by_autograd, spec))
-
-
-def _with_losses(
-    prepare: Callable[[torch.Tensor, int], torch.Tensor],
-    find: Callable[[torch.Tensor, torch.Tensor], tuple[Slope, Losses]],
-) -> Loss:
-    """Where the gradient alone is not found in another way."""
-    return Loss(prepare, find, lambda outputs, gradient: find(outputs, gradient)[0])
+            find = binary_cross_entropy
+        case None:
+            find = partial(by_autograd, spec)
+    return Loss(_as_they_are, find, lambda outputs, gradient: find(outputs, gradient)[0])
 
 
 def ones_of(targets: torch.Tensor, classes: int) -> torch.Tensor:
@@ -66,19 +62,18 @@ def ones_of(targets: torch.Tensor, classes: int) -> torch.Tensor:
 
 def softmax_cross_entropy(outputs: torch.Tensor, gradient: torch.Tensor) -> tuple[Slope, Losses]:
     """`torch.nn.functional.cross_entropy`."""
-    weight = 1 / outputs.shape[2]
-    logarithms = torch.empty_like(outputs)  # the way back may overwrite the gradient
-    products = _Products(logarithms, -weight)
+    logarithms = torch.empty_like(outputs)
+    products = _Products(logarithms, -1 / outputs.shape[2])
 
     def slope(ones: torch.Tensor) -> None:
         torch.log_softmax(outputs, 1, out=logarithms)
-        torch.exp(logarithms, out=gradient).sub_(ones).mul_(weight)
+        torch.exp(logarithms, out=gradient).sub_(ones)
 
     return slope, products.with_
 
 
 def softmax_minus_ones(outputs: torch.Tensor, gradient: torch.Tensor) -> Slope:
-    """The gradient of the sum of cross entropies."""
+    """The slope of the same."""
 
     def slope(ones: torch.Tensor) -> None:
         torch.softmax(outputs, 1, out=gradient)
@@ -89,15 +84,13 @@ def softmax_minus_ones(outputs: torch.Tensor, gradient: torch.Tensor) -> Slope:
 
 def squared_error(outputs: torch.Tensor, gradient: torch.Tensor) -> tuple[Slope, Losses]:
     """`torch.nn.functional.mse_loss`; a mean over the outputs, too."""
-    weight = 1 / (outputs.shape[1] * outputs.shape[2])
-    errors = torch.empty_like(outputs)
-    products = _Products(errors, weight)
+    products = _Products(gradient, 1 / (outputs.shape[1] * outputs.shape[2]))
+    return error(outputs, gradient), lambda ones: products.with_(gradient)
 
-    def slope(ones: torch.Tensor) -> None:
-        torch.sub(outputs, ones, out=errors)
-        torch.mul(errors, 2 * weight, out=gradient)
 
-    return slope, lambda ones: products.with_(errors)
+def error(outputs: torch.Tensor, gradient: torch.Tensor) -> Slope:
+    """The slope of the same."""
+    return partial(torch.sub, outputs, out=gradient)
 
 
 def binary_cross_entropy(outputs: torch.Tensor, gradient: torch.Tensor) -> tuple[Slope, Losses]:
