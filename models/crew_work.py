@@ -271,6 +271,7 @@ class CutNetwork:
             vector[pair.place].copy_(self._vector[pair.place])
 
 
+@torch.inference_mode()  # see `kernels_dense`
 def help_with(link: Link, descriptor: int, number: int) -> None:
     """What a helper, counted from 1, does until the caller ends."""
     view = SharedView(descriptor)

@@ -2,7 +2,8 @@
 
 Two or three matrix products a layer, into buffers that are kept, from lists of operations that are made once (see
 `kernels_layers`): small networks spend more time in autograd and in allocations than in those. Of N > 1 models all
-layers run as batched products.
+layers run as batched products. Inference mode takes a layer of torch away, autograd's, which would do nothing at each
+operation.
 
 The gradient of the loss is written by hand, too, where `Spec.loss` says which one it is (see `losses`); otherwise it
 comes from autograd over the outputs alone, which is exact for any function of them.
@@ -93,16 +94,17 @@ class DenseKernel:
             self._steps.clear()
             self._bound = vectors, gradients  # held, so that nothing else comes to lie at their addresses
         step = self._steps.get((x.now.shape, keep))
-        if step is None:
-            for layer in self._weighing:
-                layer.bind(vectors, gradients)
-            step, back = self._record(x, self._loss.find)
-            for layer in reversed(self._weighing):
-                layer.weigh(keep, back)
-            _keep(self._steps, (x.now.shape, keep), step)
-        slope, losses = step.loss
-        step.take(x, prepared, slope)
-        return losses(prepared)
+        with torch.inference_mode():
+            if step is None:
+                for layer in self._weighing:
+                    layer.bind(vectors, gradients)
+                step, back = self._record(x, self._loss.find)
+                for layer in reversed(self._weighing):
+                    layer.weigh(keep, back)
+                _keep(self._steps, (x.now.shape, keep), step)
+            slope, losses = step.loss
+            step.take(x, prepared, slope)
+            return losses(prepared)
 
     def scale(self, factor: float) -> None:
         """From now on the samples are to be multiplied by it: in the products, where that costs nothing."""
@@ -123,14 +125,15 @@ class DenseKernel:
         targets see `prepare`."""
         x = self._flow(inputs)
         step = self._descents.get((x.now.shape, sgd))
-        if step is None:
-            for linear in self._linear:
-                linear.bind_held(len(inputs))
-            step, back = self._record(x, self._loss.slope)
-            for linear in self._linear:
-                linear.descend(sgd, back)
-            _keep(self._descents, (x.now.shape, sgd), step)
-        step.take(x, prepared, step.loss)
+        with torch.inference_mode():
+            if step is None:
+                for linear in self._linear:
+                    linear.bind_held(len(inputs))
+                step, back = self._record(x, self._loss.slope)
+                for linear in self._linear:
+                    linear.descend(sgd, back)
+                _keep(self._descents, (x.now.shape, sgd), step)
+            step.take(x, prepared, step.loss)
 
     def release(self, vectors: torch.Tensor, velocities: torch.Tensor | None) -> None:
         """Undo of `hold`: the parameters and velocities as they are now go there."""

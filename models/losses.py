@@ -116,12 +116,13 @@ def by_autograd(spec: Spec, outputs: torch.Tensor, gradient: torch.Tensor) -> tu
 
     def slope(targets: torch.Tensor) -> None:
         nonlocal found
-        with torch.enable_grad():
-            leaf = outputs.detach().transpose(1, 2).contiguous().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            # Clones: autograd takes nothing that was made in inference mode.
+            leaf = outputs.transpose(1, 2).clone(memory_format=torch.contiguous_format).requires_grad_()
             if len(leaf) == 1:
-                losses = spec.loss(leaf[0], targets[0]).unsqueeze(0)
+                losses = spec.loss(leaf[0], targets[0].clone()).unsqueeze(0)
             else:
-                losses = torch.func.vmap(spec.loss, randomness="different")(leaf, targets)
+                losses = torch.func.vmap(spec.loss, randomness="different")(leaf, targets.clone())
             (back,) = torch.autograd.grad(losses.sum(), leaf)
         gradient.copy_(back.transpose(1, 2))
         found = losses.detach()
