@@ -32,7 +32,7 @@ from gossipml.models.training import LocalTrainer
 from gossipml.models.tuning import Tuning
 
 TURN = 0.1  # seconds
-FIRST = 5  # steps that do not count; two workers take 4 ms longer for the first two together
+FIRST = 5  # steps that do not count; two workers take 5 to 10 ms longer for the first two together
 
 
 @dataclass(frozen=True)
