@@ -13,7 +13,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from functools import partial
 
@@ -58,6 +58,9 @@ def _unpack(data: bytes) -> Plan:
     return Plan(pairs=pairs, sgd=None if sgd is None else Sgd(**sgd), **fields)
 
 
+FLOWS_KEPT = 16  # of a pair: two for each size of a batch
+
+
 @dataclass(frozen=True)
 class Exchange:
     """Of one pair, in shared memory: rooms for matrices with a column for each sample, as `kernels_layers` has them."""
@@ -70,11 +73,20 @@ class Exchange:
     output_gradient: torch.Tensor
     input_gradients: tuple[torch.Tensor, ...]
     """The summands of the helpers; nothing is there for the first pair."""
+    flows: dict[tuple[int, int], Flow] = field(default_factory=dict)
+    """Of `input`, by what it was asked: views that have been made once."""
 
     def input(self, turn: int, batch: int) -> Flow:
         """(inputs, batch); those of the first pair are samples, which lie one after the other."""
-        room = self.inputs[turn][: batch * self.pair.inputs]
-        return still(room.view(batch, -1).t() if self.pair.first else room.view(-1, batch))
+        flow = self.flows.get((turn, batch))
+        if flow is None:
+            if len(self.flows) >= FLOWS_KEPT:
+                self.flows.clear()
+            room = self.inputs[turn][: batch * self.pair.inputs]
+            flow = self.flows[turn, batch] = still(
+                room.view(batch, -1).t() if self.pair.first else room.view(-1, batch)
+            )
+        return flow
 
 
 class Shared:
@@ -116,11 +128,6 @@ def _whole_lines(count: int) -> int:
 def _like(room: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """The beginning of a room, in the shape of the matrix."""
     return room[: matrix.numel()].view(matrix.shape)
-
-
-def _bring(matrix: torch.Tensor, place: torch.Tensor) -> None:
-    if matrix.data_ptr() != place.data_ptr():
-        place.copy_(matrix)
 
 
 _MESSAGE = struct.Struct("<BBBI")  # what to do; pair, or 1 for velocities; which of two inputs; samples, or bytes
@@ -165,16 +172,15 @@ class CutPair:
         finally:
             self._meanwhile = _nothing  # nothing in a circle: a crew must end when it is forgotten
 
-    def room(self, batch: int) -> torch.Tensor:
-        """Of the first pair, where the next samples may be written, to be copied no more: (batch, inputs)."""
-        return self._exchange.input(1 - self._turn, batch).across
+    def room(self, batch: int) -> Flow:
+        """Where helpers look for the next input, (inputs, batch)."""
+        return self._exchange.input(1 - self._turn, batch)
 
-    def begin(self, x: torch.Tensor) -> None:
-        """The helpers' part of `forward`, as soon as they have done what they were told before."""
+    def begin(self, batch: int) -> None:
+        """The helpers' part of `forward` on what is in the room; they come to it when they have done what they were
+        told before."""
         self._begun = True
         self._turn = 1 - self._turn
-        batch = x.shape[1]
-        _bring(x, self._exchange.input(self._turn, batch).now)
         self._crew.tell(_MESSAGE.pack(_Do.FORWARD, self._number, self._turn, batch))
 
     def forget(self) -> None:
@@ -187,7 +193,10 @@ class CutPair:
     def forward(self, x: Flow, ops: list[Op]) -> Flow:
         def begin() -> None:
             if not self._begun:
-                self.begin(x.now)
+                there = self.room(x.now.shape[1]).now
+                if x.now.data_ptr() != there.data_ptr():
+                    there.copy_(x.now)
+                self.begin(x.now.shape[1])
 
         def end() -> None:
             self._crew.wait()
@@ -201,12 +210,11 @@ class CutPair:
 
     def backward(self, d: Flow, ops: list[Op]) -> Flow:
         message = _MESSAGE.pack(_Do.BACKWARD, self._number, 0, d.now.shape[1])
-        ops += [
-            partial(_bring, d.now, _like(self._exchange.output_gradient, d.now)),
-            partial(self._crew.tell, message),
-            self._do_meanwhile,
-        ]
-        out = self._share.backward(d, ops)
+        given = still(_like(self._exchange.output_gradient, d.now))
+        if d.now.data_ptr() != given.now.data_ptr():
+            ops.append(partial(torch.mul, d.now, d.factor, out=given.now))
+        ops += [partial(self._crew.tell, message), self._do_meanwhile]
+        out = self._share.backward(given, ops)
         if not self.first:
             ops.append(self._crew.wait)
             ops += [partial(out.now.add_, _like(summand, out.now)) for summand in self._exchange.input_gradients]
@@ -263,6 +271,7 @@ class CutNetwork:
             vector[pair.place].copy_(self._vector[pair.place])
 
 
+@torch.inference_mode()  # see `kernels_dense`
 def help_with(link: Link, descriptor: int, number: int) -> None:
     """What a helper, counted from 1, does until the caller ends."""
     view = SharedView(descriptor)

@@ -2,7 +2,8 @@
 
 Two or three matrix products a layer, into buffers that are kept, from lists of operations that are made once (see
 `kernels_layers`): small networks spend more time in autograd and in allocations than in those. Of N > 1 models all
-layers run as batched products.
+layers run as batched products. Inference mode takes a layer of torch away, autograd's, which would do nothing at each
+operation.
 
 The gradient of the loss is written by hand, too, where `Spec.loss` says which one it is (see `losses`); otherwise it
 comes from autograd over the outputs alone, which is exact for any function of them.
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from gossipml.models.kernels_layers import Activation, Dropout, Flow, Layer, Linear, Op, Room, Weighing
-from gossipml.models.losses import Loss, loss_of
+from gossipml.models.losses import Loss, Losses, Slope, loss_of
 from gossipml.models.spec import Sgd, Spec
 
 K = TypeVar("K")
@@ -31,23 +32,19 @@ STEPS_KEPT = 16  # lists of operations, for other numbers of models and samples
 class _Step(Generic[T]):
     """The operations of one step on so many samples of so many models."""
 
-    def __init__(self, x: Flow, forward: list[Op], loss: Callable[[torch.Tensor], T], back: list[Op]) -> None:
+    def __init__(self, x: Flow, forward: list[Op], loss: T, back: list[Op]) -> None:
+        """`loss`: what it does where the outputs and their gradient lie."""
+        self.loss = loss
         self._x = x
-        self._forward, self._loss, self._back = forward, loss, back
-        self._inputs: torch.Tensor | None = None
+        self._forward, self._back = forward, back
 
-    def take(self, inputs: torch.Tensor, prepared: torch.Tensor) -> T:
-        """What the loss gives, whose slope goes back."""
-        if inputs is not self._inputs:
-            x, self._inputs = self._x, inputs
-            x.across = inputs.reshape(*x.now.shape[:-2], x.now.shape[-1], -1)
-            x.now = x.across.transpose(-1, -2)
+    def take(self, x: Flow, prepared: torch.Tensor, slope: Slope) -> None:
+        self._x.now, self._x.across = x.now, x.across
         for op in self._forward:
             op()
-        found = self._loss(prepared)
+        slope(prepared)
         for op in self._back:
             op()
-        return found
 
 
 class DenseKernel:
@@ -62,9 +59,11 @@ class DenseKernel:
         self._loss = loss
         self._outputs = outputs
         self._room = Room()
+        self._last: tuple[torch.Tensor, Flow] | None = None
+        """Inputs, and what was made of them; see `batches.Feed`."""
         self._bound: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._steps: dict[tuple[torch.Size, float], _Step[torch.Tensor]] = {}  # on what is bound
-        self._descents: dict[tuple[torch.Size, Sgd], _Step[object]] = {}  # on what is held
+        self._steps: dict[tuple[torch.Size, float], _Step[tuple[Slope, Losses]]] = {}  # on what is bound
+        self._descents: dict[tuple[torch.Size, Sgd], _Step[Slope]] = {}  # on what is held
 
     def accumulate(
         self,
@@ -75,7 +74,7 @@ class DenseKernel:
         keep: float = 0.0,
     ) -> torch.Tensor:
         """See `Kernel`."""
-        return self.accumulate_prepared(vectors, inputs, self.prepare(targets), gradients, keep)
+        return self.accumulate_prepared(vectors, self._flow(inputs), self.prepare(targets), gradients, keep)
 
     def prepare(self, targets: torch.Tensor) -> torch.Tensor:
         """Of targets (..., N, batch) what steps take of them, (..., N, ...)."""
@@ -84,25 +83,28 @@ class DenseKernel:
     def accumulate_prepared(
         self,
         vectors: torch.Tensor,
-        inputs: torch.Tensor,
+        x: Flow,
         prepared: torch.Tensor,
         gradients: torch.Tensor,
         keep: float = 0.0,
     ) -> torch.Tensor:
-        """`accumulate`, with what `prepare` made of the targets."""
+        """`accumulate`, with what `flow_of` made of the inputs, and `prepare` of the targets."""
         bound = self._bound
         if bound is None or not (_same(vectors, bound[0]) and _same(gradients, bound[1])):
             self._steps.clear()
             self._bound = vectors, gradients  # held, so that nothing else comes to lie at their addresses
-        step = self._steps.get((inputs.shape, keep))
-        if step is None:
-            for layer in self._weighing:
-                layer.bind(vectors, gradients)
-            step, back = self._record(inputs, self._loss.find)
-            for layer in reversed(self._weighing):
-                layer.weigh(keep, back)
-            _keep(self._steps, (inputs.shape, keep), step)
-        return step.take(inputs, prepared)
+        step = self._steps.get((x.now.shape, keep))
+        with torch.inference_mode():
+            if step is None:
+                for layer in self._weighing:
+                    layer.bind(vectors, gradients)
+                step, back = self._record(x, self._loss.find)
+                for layer in reversed(self._weighing):
+                    layer.weigh(keep, back)
+                _keep(self._steps, (x.now.shape, keep), step)
+            slope, losses = step.loss
+            step.take(x, prepared, slope)
+            return losses(prepared)
 
     def scale(self, factor: float) -> None:
         """From now on the samples are to be multiplied by it: in the products, where that costs nothing."""
@@ -121,15 +123,17 @@ class DenseKernel:
     def descend(self, inputs: torch.Tensor, prepared: torch.Tensor, sgd: Sgd) -> None:
         """One step of the first models that are held, without their losses. Inputs as in `kernels.Kernel`; for the
         targets see `prepare`."""
-        step = self._descents.get((inputs.shape, sgd))
-        if step is None:
-            for linear in self._linear:
-                linear.bind_held(len(inputs))
-            step, back = self._record(inputs, self._loss.slope)
-            for linear in self._linear:
-                linear.descend(sgd, 1 / inputs.shape[1] if self._loss.sums else 1.0, back)
-            _keep(self._descents, (inputs.shape, sgd), step)
-        step.take(inputs, prepared)
+        x = self._flow(inputs)
+        step = self._descents.get((x.now.shape, sgd))
+        with torch.inference_mode():
+            if step is None:
+                for linear in self._linear:
+                    linear.bind_held(len(inputs))
+                step, back = self._record(x, self._loss.slope)
+                for linear in self._linear:
+                    linear.descend(sgd, back)
+                _keep(self._descents, (x.now.shape, sgd), step)
+            step.take(x, prepared, step.loss)
 
     def release(self, vectors: torch.Tensor, velocities: torch.Tensor | None, rows: torch.Tensor) -> list[bool]:
         """Undo of `hold`: the parameters and velocities as they are now go to these rows, but for those of models that
@@ -141,19 +145,21 @@ class DenseKernel:
             linear.release(vectors, velocities, rows[kept], kept)
         return good
 
-    def _record(
-        self, inputs: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], Callable[[torch.Tensor], T]]
-    ) -> tuple[_Step[T], list[Op]]:
+    def _flow(self, inputs: torch.Tensor) -> Flow:
+        if self._last is None or self._last[0] is not inputs:
+            self._last = inputs, flow_of(inputs)
+        return self._last[1]
+
+    def _record(self, samples: Flow, loss: Callable[[torch.Tensor, torch.Tensor], T]) -> tuple[_Step[T], list[Op]]:
         """A step on samples like these, without the last part of its way back, which is to be added to the list."""
-        count, batch = inputs.shape[:2]
-        across = inputs.reshape(batch, -1) if count == 1 else inputs.reshape(count, batch, -1)
-        x = output = Flow(across.transpose(-1, -2), across, moves=True)
+        x = output = Flow(samples.now, samples.across, moves=True)
+        count = 1 if x.one else len(x.now)
         forward: list[Op] = []
         back: list[Op] = []
         for layer in self._layers:
             output = layer.forward(output, forward)
         slope = self._room.of("d", output.now.shape, output.now)
-        d = Flow(slope, slope.transpose(-1, -2))
+        d = Flow(slope, slope.transpose(-1, -2), factor=self._loss.weight(*slope.shape[-2:]))
         for layer in reversed(self._layers):
             d = layer.backward(d, back)
         outputs, slopes = (each.view(count, *each.shape[-2:]) for each in (output.now, slope))
@@ -164,6 +170,13 @@ def _keep(steps: dict[K, _Step[T]], key: K, step: _Step[T]) -> None:
     if len(steps) >= STEPS_KEPT:
         steps.clear()
     steps[key] = step
+
+
+def flow_of(inputs: torch.Tensor) -> Flow:
+    """Of samples (N, batch, ...)."""
+    count, batch = inputs.shape[:2]
+    across = inputs.reshape(batch, -1) if count == 1 else inputs.reshape(count, batch, -1)
+    return Flow(across.transpose(-1, -2), across)
 
 
 def dense_kernel(spec: Spec, module: nn.Module) -> DenseKernel | None:

@@ -11,7 +11,7 @@ place of 91 (batch 32, N = 4 to 25). Softmax over the columns takes a twentieth 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
@@ -22,7 +22,7 @@ from gossipml.models.spec import Sgd
 _aten = torch.ops.aten
 
 Op: TypeAlias = Callable[[], object]
-_Forward: TypeAlias = Callable[[torch.Tensor, torch.Tensor], object]
+_Forward: TypeAlias = Callable[[torch.Tensor], object]
 _Backward: TypeAlias = Callable[[torch.Tensor, torch.Tensor], object]
 
 
@@ -35,6 +35,10 @@ class Flow:
     """The same, transposed."""
     moves: bool = False
     """Whether it lies elsewhere at each step, as samples do."""
+    spare: bool = False
+    """Whether the next layer, or on the way back the one before, may overwrite it."""
+    factor: float = 1.0
+    """What a gradient is still to be multiplied by."""
 
     @property
     def one(self) -> bool:
@@ -54,7 +58,7 @@ class Layer(Protocol):
         """What computes the output, which stays as it is until the next step."""
 
     def backward(self, d: Flow, ops: list[Op]) -> Flow:
-        """What computes, from the gradient of the output, which may be overwritten, that of the input."""
+        """What computes, from the gradient of the output, that of the input."""
 
 
 @runtime_checkable
@@ -144,6 +148,7 @@ class Linear:
             ops.append(lambda: add(start, weight, x.now, beta=beta, alpha=alpha, out=y.now))
         else:
             ops.append(partial(add, start, weight, x.now, beta=beta, alpha=alpha, out=y.now))
+        y.spare = True
         return y
 
     def backward(self, d: Flow, ops: list[Op]) -> Flow:
@@ -151,26 +156,30 @@ class Linear:
         if self.first:
             return d  # nobody asks for the gradient of the samples
         out = still(self.room.of("d", self._x.now.shape, d.now))
-        ops.append(partial(torch.mm if d.one else torch.bmm, self._weight.transpose(-1, -2), d.now, out=out.now))
+        out.spare = True
+        add = torch.addmm if d.one else torch.baddbmm
+        ops.append(partial(add, out.now, self._weight.transpose(-1, -2), d.now, beta=0, alpha=d.factor, out=out.now))
         return out
 
     def weigh(self, keep: float, ops: list[Op]) -> None:
         self._add_gradient(self._weight_gradient, self._bias_gradient, keep, 1.0, ops)
 
-    def descend(self, sgd: Sgd, times: float, ops: list[Op]) -> None:
-        """What takes a step along so many times the gradient, which is needed by itself only with momentum or decay."""
+    def descend(self, sgd: Sgd, ops: list[Op]) -> None:
+        """What takes a step along the gradient, which is needed by itself only with momentum or decay."""
         if not sgd.has_velocity:
-            self._add_gradient(self._weight, self._bias, 1.0, -sgd.learning_rate * times, ops)
+            self._add_gradient(self._weight, self._bias, 1.0, -sgd.learning_rate, ops)
             return
-        self._add_gradient(self._weight_gradient, self._bias_gradient, sgd.momentum, times, ops)
+        self._add_gradient(self._weight_gradient, self._bias_gradient, sgd.momentum, 1.0, ops)
         for values, velocity in ((self._weight, self._weight_gradient), (self._bias, self._bias_gradient)):
             if sgd.weight_decay:
                 ops.append(partial(velocity.add_, values, alpha=sgd.weight_decay))
             ops.append(partial(values.add_, velocity, alpha=-sgd.learning_rate))
 
     def _add_gradient(self, weight: torch.Tensor, bias: torch.Tensor, keep: float, times: float, ops: list[Op]) -> None:
-        """To `keep` times what is there."""
-        x, d, alpha = self._x, self._d.now, times * self.factor
+        """So many times the gradient to `keep` times what is there."""
+        x, d = self._x, self._d.now
+        times *= self._d.factor
+        alpha = times * self.factor
         add = torch.addmm if x.one else torch.baddbmm
         if x.moves:
             ops.append(lambda: add(weight, d, x.across, beta=keep, alpha=alpha, out=weight))
@@ -196,13 +205,14 @@ class Activation:
         self._room = Room()
 
     def forward(self, x: Flow, ops: list[Op]) -> Flow:
-        self._y = y = still(self._room.of("y", x.now.shape, x.now))
-        ops.append(partial(self._forward, x.now, y.now))
+        self._y = y = replace(_spared(x, "y", self._room, ops), spare=False)  # it is needed on the way back
+        ops.append(partial(self._forward, y.now))
         return y
 
     def backward(self, d: Flow, ops: list[Op]) -> Flow:
-        ops.append(partial(self._backward, d.now, self._y.now))
-        return d
+        out = _spared(d, "d", self._room, ops)
+        ops.append(partial(self._backward, out.now, self._y.now))
+        return out
 
 
 class Dropout:
@@ -224,40 +234,38 @@ class Dropout:
         return y
 
     def backward(self, d: Flow, ops: list[Op]) -> Flow:
-        ops.append(partial(d.now.mul_, self._mask))
-        return d
-
-
-def _relu(x: torch.Tensor, out: torch.Tensor) -> object:
-    return torch.clamp(x, min=0, out=out)
+        out = _spared(d, "d", self._room, ops)
+        ops.append(partial(out.now.mul_, self._mask))
+        return out
 
 
 def _relu_backward(d: torch.Tensor, y: torch.Tensor) -> object:
     return _aten.threshold_backward.grad_input(d, y, 0, grad_input=d)
 
 
-def _tanh(x: torch.Tensor, out: torch.Tensor) -> object:
-    return torch.tanh(x, out=out)
-
-
 def _tanh_backward(d: torch.Tensor, y: torch.Tensor) -> object:
     return _aten.tanh_backward.grad_input(d, y, grad_input=d)
-
-
-def _sigmoid(x: torch.Tensor, out: torch.Tensor) -> object:
-    return torch.sigmoid(x, out=out)
 
 
 def _sigmoid_backward(d: torch.Tensor, y: torch.Tensor) -> object:
     return _aten.sigmoid_backward.grad_input(d, y, grad_input=d)
 
 
-# Forward into `out`; backward in place, from the gradient of the output and the output.
+# Both in place: forward, and backward from the gradient of the output and the output.
 _ACTIVATIONS: Final[dict[str, tuple[_Forward, _Backward]]] = {
-    "ReLU": (_relu, _relu_backward),
-    "Tanh": (_tanh, _tanh_backward),
-    "Sigmoid": (_sigmoid, _sigmoid_backward),
+    "ReLU": (torch.relu_, _relu_backward),
+    "Tanh": (torch.tanh_, _tanh_backward),
+    "Sigmoid": (torch.sigmoid_, _sigmoid_backward),
 }
+
+
+def _spared(flow: Flow, name: str, room: Room, ops: list[Op]) -> Flow:
+    """It, or what copies it where it may be changed."""
+    if flow.spare:
+        return flow
+    copy = still(room.of(name, tuple(flow.now.shape), flow.now))
+    ops.append(partial(copy.now.copy_, flow.now))
+    return replace(copy, spare=True, factor=flow.factor)
 
 
 class Room:

@@ -15,37 +15,42 @@ import torch
 
 from gossipml.models.spec import Spec, StandardLoss
 
-Find: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-"""Of what was prepared of targets the losses (N,), means over the batch."""
 Slope: TypeAlias = Callable[[torch.Tensor], object]
-"""Of the same nothing; for the gradient alone."""
+"""From what was prepared of targets the gradient, where it belongs."""
+Losses: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""Of the same the losses (N,), means over the batch; after the slope, with its gradient still there. They can wait for
+whatever somebody else waits for."""
+Find: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[Slope, Losses]]
 
 
 @dataclass(frozen=True)
 class Loss:
     """`find` and `slope` are given the places of outputs (N, k, b) of N models, and of the gradient of the sum of their
-    losses, once; what they return works on these at each step."""
+    losses, once; what they return works on these at each step. The gradient is still to be multiplied by `weight`."""
 
     prepare: Callable[[torch.Tensor, int], torch.Tensor]
-    """From targets (..., b), and the number k of outputs, what `Find` and `Slope` take for them (..., ...)."""
-    find: Callable[[torch.Tensor, torch.Tensor], Find]
+    """From targets (..., b), and the number k of outputs, what `Slope` and `Losses` take for them (..., ...)."""
+    find: Find
     slope: Callable[[torch.Tensor, torch.Tensor], Slope]
-    sums: bool = False
-    """Whether `slope` gives the gradient of the sum over the batch, which is `b` times that of the mean."""
+    """For the gradient alone."""
+    weight: Callable[[int, int], float] = lambda outputs, batch: 1.0
+    """By k and b; for the products on the way back, where a factor costs nothing."""
 
 
 def loss_of(spec: Spec) -> Loss:
     """The loss of the specification."""
+    find: Find
     kind: StandardLoss | None = getattr(spec.loss, "standard_loss", None)
     match kind:
         case "cross-entropy":
-            return Loss(ones_of, softmax_cross_entropy, softmax_minus_ones, sums=True)
+            return Loss(ones_of, softmax_cross_entropy, softmax_minus_ones, lambda outputs, batch: 1 / batch)
         case "squared-error-of-classes":
-            return Loss(ones_of, squared_error, squared_error)
+            return Loss(ones_of, squared_error, error, lambda outputs, batch: 2 / (outputs * batch))
         case "binary-cross-entropy":
-            return Loss(_as_they_are, binary_cross_entropy, binary_cross_entropy)
-    find = partial(by_autograd, spec)
-    return Loss(_as_they_are, find, find)
+            find = binary_cross_entropy
+        case None:
+            find = partial(by_autograd, spec)
+    return Loss(_as_they_are, find, lambda outputs, gradient: find(outputs, gradient)[0])
 
 
 def ones_of(targets: torch.Tensor, classes: int) -> torch.Tensor:
@@ -55,22 +60,20 @@ def ones_of(targets: torch.Tensor, classes: int) -> torch.Tensor:
     return torch.eq(targets.unsqueeze(-2), _classes(classes, targets.device), out=ones)
 
 
-def softmax_cross_entropy(outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
+def softmax_cross_entropy(outputs: torch.Tensor, gradient: torch.Tensor) -> tuple[Slope, Losses]:
     """`torch.nn.functional.cross_entropy`."""
-    weight = 1 / outputs.shape[2]
-    products = _Products(gradient, -weight)
+    logarithms = torch.empty_like(outputs)
+    products = _Products(logarithms, -1 / outputs.shape[2])
 
-    def find(ones: torch.Tensor) -> torch.Tensor:
-        torch.log_softmax(outputs, 1, out=gradient)
-        losses = products.with_(ones)
-        gradient.exp_().sub_(ones).mul_(weight)
-        return losses
+    def slope(ones: torch.Tensor) -> None:
+        torch.log_softmax(outputs, 1, out=logarithms)
+        torch.exp(logarithms, out=gradient).sub_(ones)
 
-    return find
+    return slope, products.with_
 
 
 def softmax_minus_ones(outputs: torch.Tensor, gradient: torch.Tensor) -> Slope:
-    """The gradient of the sum of cross entropies."""
+    """The slope of the same."""
 
     def slope(ones: torch.Tensor) -> None:
         torch.softmax(outputs, 1, out=gradient)
@@ -79,49 +82,52 @@ def softmax_minus_ones(outputs: torch.Tensor, gradient: torch.Tensor) -> Slope:
     return slope
 
 
-def squared_error(outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
+def squared_error(outputs: torch.Tensor, gradient: torch.Tensor) -> tuple[Slope, Losses]:
     """`torch.nn.functional.mse_loss`; a mean over the outputs, too."""
-    weight = 1 / (outputs.shape[1] * outputs.shape[2])
-    products = _Products(gradient, weight)
-
-    def find(ones: torch.Tensor) -> torch.Tensor:
-        torch.sub(outputs, ones, out=gradient)
-        losses = products.with_(gradient)
-        gradient.mul_(2 * weight)
-        return losses
-
-    return find
+    products = _Products(gradient, 1 / (outputs.shape[1] * outputs.shape[2]))
+    return error(outputs, gradient), lambda ones: products.with_(gradient)
 
 
-def binary_cross_entropy(outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
+def error(outputs: torch.Tensor, gradient: torch.Tensor) -> Slope:
+    """The slope of the same."""
+    return partial(torch.sub, outputs, out=gradient)
+
+
+def binary_cross_entropy(outputs: torch.Tensor, gradient: torch.Tensor) -> tuple[Slope, Losses]:
     """`torch.nn.functional.binary_cross_entropy` of the first output, a probability, from targets 0 and 1."""
     p = outputs[:, 0]
 
-    def find(targets: torch.Tensor) -> torch.Tensor:
-        t = targets.to(outputs.dtype)
+    def slope(targets: torch.Tensor) -> None:
         gradient.zero_()
         # The bounds are torch's: 1e-12 on the variance, -100 on the logarithms.
-        torch.div(p - t, ((1 - p) * p).clamp_(min=1e-12).mul_(p.shape[1]), out=gradient[:, 0])
+        variance = ((1 - p) * p).clamp_(min=1e-12)
+        torch.div(p - targets.to(p.dtype), variance.mul_(p.shape[1]), out=gradient[:, 0])
+
+    def losses(targets: torch.Tensor) -> torch.Tensor:
+        t = targets.to(p.dtype)
         return ((t - 1) * (-p).log1p_().clamp_(min=-100) - t * p.log().clamp_(min=-100)).mean(1)
 
-    return find
+    return slope, losses
 
 
-def by_autograd(spec: Spec, outputs: torch.Tensor, gradient: torch.Tensor) -> Find:
+def by_autograd(spec: Spec, outputs: torch.Tensor, gradient: torch.Tensor) -> tuple[Slope, Losses]:
     """Any function of one model's outputs and targets."""
+    found = torch.empty(len(outputs))
 
-    def find(targets: torch.Tensor) -> torch.Tensor:
-        with torch.enable_grad():
-            leaf = outputs.detach().transpose(1, 2).contiguous().requires_grad_()
+    def slope(targets: torch.Tensor) -> None:
+        nonlocal found
+        with torch.inference_mode(False), torch.enable_grad():
+            # Clones: autograd takes nothing that was made in inference mode.
+            leaf = outputs.transpose(1, 2).clone(memory_format=torch.contiguous_format).requires_grad_()
             if len(leaf) == 1:
-                losses = spec.loss(leaf[0], targets[0]).unsqueeze(0)
+                losses = spec.loss(leaf[0], targets[0].clone()).unsqueeze(0)
             else:
-                losses = torch.func.vmap(spec.loss, randomness="different")(leaf, targets)
-            (found,) = torch.autograd.grad(losses.sum(), leaf)
-        gradient.copy_(found.transpose(1, 2))
-        return losses.detach()
+                losses = torch.func.vmap(spec.loss, randomness="different")(leaf, targets.clone())
+            (back,) = torch.autograd.grad(losses.sum(), leaf)
+        gradient.copy_(back.transpose(1, 2))
+        found = losses.detach()
 
-    return find
+    return slope, lambda targets: found
 
 
 class _Products:

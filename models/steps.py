@@ -16,8 +16,8 @@ from gossipml.models.crew import Crew
 from gossipml.models.crew_work import CutNetwork
 from gossipml.models.flat import FlatModule
 from gossipml.models.kernels import Kernel
-from gossipml.models.kernels_dense import DenseKernel, outputs_of
-from gossipml.models.kernels_layers import Layer, Linear
+from gossipml.models.kernels_dense import DenseKernel, flow_of, outputs_of
+from gossipml.models.kernels_layers import Flow, Layer, Linear
 from gossipml.models.losses import Loss
 from gossipml.models.optimise import FlatSgd, TorchOptimiser, moves
 
@@ -82,18 +82,16 @@ class CrewSteps:
         self._optimiser = optimiser
         self._samples = samples
         self._most = 0
-        self._fetched: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._fetched: tuple[torch.Tensor, Flow, torch.Tensor] | None = None
         self._values_away = self._velocity_away = False
 
     def take(self, indices: torch.Tensor, coming: torch.Tensor | None = None) -> torch.Tensor:
         if len(indices) > self._most:
             self._begin(len(indices))
-        inputs, prepared = self._fetched_before(indices) or self._fetch(indices)
+        x, prepared = self._fetched_before(indices) or self._fetch(indices)
         self._give_away()
         with self._network.first.doing(lambda: self._look_ahead(coming)):
-            losses = self._kernel.accumulate_prepared(
-                self._vectors, inputs, prepared, self._gradients, self._optimiser.keep
-            )
+            losses = self._kernel.accumulate_prepared(self._vectors, x, prepared, self._gradients, self._optimiser.keep)
         if isinstance(self._optimiser, FlatSgd):
             self._move()
         else:
@@ -111,33 +109,33 @@ class CrewSteps:
             self._network.store(self._gradient, velocity=True)
             self._velocity_away = False
 
-    def _fetched_before(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _fetched_before(self, indices: torch.Tensor) -> tuple[Flow, torch.Tensor] | None:
         fetched, self._fetched = self._fetched, None
         if fetched is not None and torch.equal(fetched[0], indices):
             return fetched[1:]
         self._network.first.forget()
         return None
 
-    def _fetch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs (1, b, k), where the crew can reach them if it takes them, and prepared targets."""
+    def _fetch(self, indices: torch.Tensor) -> tuple[Flow, torch.Tensor]:
+        """Inputs, where the crew can reach them if it takes them, and prepared targets."""
         first = self._network.first
         if first.first:
-            inputs = first.room(len(indices))
-            self._samples.unscaled_into(indices, inputs)
+            x = first.room(len(indices))
+            self._samples.unscaled_into(indices, x.across)
         else:
-            inputs = self._samples.unscaled(indices)
-        return inputs.unsqueeze(0), self._kernel.prepare(self._samples.targets(indices).unsqueeze(0))
+            x = flow_of(self._samples.unscaled(indices).unsqueeze(0))
+        return x, self._kernel.prepare(self._samples.targets(indices).unsqueeze(0))
 
     def _look_ahead(self, coming: torch.Tensor | None) -> None:
         if coming is None or len(coming) > self._most:
             return
         try:
-            inputs, prepared = self._fetch(coming)
+            x, prepared = self._fetch(coming)
         except Exception:
             return  # it is raised when their turn comes
-        self._fetched = coming, inputs, prepared
+        self._fetched = coming, x, prepared
         if self._network.first.first and isinstance(self._optimiser, FlatSgd):
-            self._network.first.begin(inputs[0].t())
+            self._network.first.begin(len(coming))
 
     def _begin(self, batch: int) -> None:
         """For so many samples a step."""

@@ -96,7 +96,7 @@ def test_every_parameter_of_a_pair_is_of_one_worker(name: str, workers: int) -> 
 # What it gives
 
 
-SMALL = [(name, optimiser) for name in ("deep", "own-loss", "xor", "long") for optimiser in ("sgd", "adam")]
+SMALL = [(name, optimiser) for name in ("deep", "own-loss", "squashed", "xor", "long") for optimiser in ("sgd", "adam")]
 
 
 @pytest.mark.parametrize("workers", [2, 3, 8])

@@ -12,7 +12,7 @@ from gossipml.models.flat import FlatModule
 from gossipml.models.kernels import kernel_for
 from gossipml.models.kernels_dense import DenseKernel
 from gossipml.models.registry import load_spec
-from gossipml.models.spec import Adaptive, Classifier, Facts, Sgd, Spec, adapts, sample_shape
+from gossipml.models.spec import Adaptive, Classifier, Facts, Sgd, Spec, adapts, sample_shape, standard_loss
 
 CPU = torch.device("cpu")
 BATCH = 6
@@ -40,9 +40,24 @@ class OwnLoss(Deep):
         return nn.functional.cross_entropy(outputs, targets, label_smoothing=0.2) + outputs.square().mean()
 
 
+class Squashed(Deep):
+    """Its last layer would work in place of the gradient of the loss."""
+
+    name = "squashed"
+
+    def build(self) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), nn.Sigmoid())
+
+    @standard_loss("squared-error-of-classes")
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.mse_loss(outputs, nn.functional.one_hot(targets, 3).to(outputs.dtype))
+
+
+OWN = {"deep": Deep, "own-loss": OwnLoss, "squashed": Squashed}
+
+
 def specification(name: str) -> Spec:
-    own = {"deep": Deep, "own-loss": OwnLoss}
-    spec: Spec = own[name]() if name in own else load_spec(name)
+    spec: Spec = OWN[name]() if name in OWN else load_spec(name)
     if adapts(spec):
         labels = ("1990", "1995", "2001")
         facts = Facts("table", (4,), labels, (), (0.0,) * 4, (1.0,) * 4, 1.0, 1.0)
@@ -75,7 +90,7 @@ def by_hand(
     return kernel.accumulate(vectors, inputs, targets, gradients, keep), gradients
 
 
-@pytest.mark.parametrize("name", [*DENSE, "deep", "own-loss"])
+@pytest.mark.parametrize("name", [*DENSE, *OWN])
 @pytest.mark.parametrize("keep", [0.0, 0.9])
 def test_loss_and_gradient_are_those_of_autograd(name: str, keep: float) -> None:
     spec = specification(name)
@@ -93,7 +108,7 @@ def test_loss_and_gradient_are_those_of_autograd(name: str, keep: float) -> None
     torch.testing.assert_close(gradients[0], flat.gradient, rtol=1e-4, atol=5e-6)
 
 
-@pytest.mark.parametrize("name", [*(name for name in DENSE if name != "mnist-dense"), "deep", "own-loss"])
+@pytest.mark.parametrize("name", [*(name for name in DENSE if name != "mnist-dense"), *OWN])
 def test_five_models_at_once_are_five_models(name: str) -> None:
     spec = specification(name)
     flat = flat_of(spec)
@@ -112,7 +127,7 @@ def test_five_models_at_once_are_five_models(name: str) -> None:
         torch.testing.assert_close(own[0], gradients[row], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*(name for name in DENSE if name != "mnist-dense"), "deep", "own-loss"])
+@pytest.mark.parametrize("name", [*(name for name in DENSE if name != "mnist-dense"), *OWN])
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_descent_is_a_step_along_the_gradient_of_scaled_samples(name: str, count: int) -> None:
     spec = specification(name)
