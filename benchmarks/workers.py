@@ -9,9 +9,8 @@ The last line is the other one, which data-parallel systems usually publish: two
 whose gradients are averaged. That is a step on 256 samples: an epoch has half as many steps, and what is learnt in one
 is another thing.
 
-All take turns of a tenth of a second, so that they meet the same machine; the medians of the turns are compared. The
-first steps of a turn do not count: others have had the caches, and helpers have gone to sleep, which is so between the
-rounds of a peer, too, but not every tenth of a second.
+All take turns of half a second, so that they meet the same machine; the medians of the turns are compared. The first
+steps of a turn do not count: others have had the caches, and helpers have gone to sleep, as between the rounds of a peer.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from gossipml.models.registry import load_spec
 from gossipml.models.training import LocalTrainer
 from gossipml.models.tuning import Tuning
 
-TURN = 0.1  # seconds
+TURN = 0.5  # seconds
 FIRST = 5  # steps that do not count; two workers take 5 to 10 ms longer for the first two together
 
 
