@@ -35,7 +35,8 @@ class VirtualTime:
             raise LocalError("a simulated world needs a run with MockClock(autojump_threshold=0); use run_simulation")
         if "_autojump" in vars(clock):
             raise LocalError("this trio run has a simulated world already; one run holds one world")
-        vars(clock)["_autojump"] = self._advance
+        # And trio would read the real clock at every turn to find that it does not count.
+        vars(clock).update(_autojump=self._advance, current_time=self.now)
         self._clock: Any = clock  # Any: private parts
         self._runner: Any = trio_run.GLOBAL_RUN_CONTEXT.runner
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
