@@ -194,6 +194,11 @@ class DhtNode:
         return len(self._pending)
 
     @property
+    def received(self) -> int:
+        """Datagrams since the start."""
+        return self._stats.received
+
+    @property
     def sid(self) -> bytes:
         return self._sealer.sid
 

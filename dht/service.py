@@ -286,20 +286,22 @@ class Dht:
     async def _serve(self, socket: Datagrams) -> None:
         pause = RECEIVE_PAUSE[0]
         while True:
+            received = self._node.received
             try:
-                datagram, source = await socket.receive()
+                await socket.serve(self._heard)
             except OSError as error:  # an ICMP error of an earlier send, or the network is down
                 log.debug("receive: %s", error)
+                pause = RECEIVE_PAUSE[0] if self._node.received > received else min(2 * pause, RECEIVE_PAUSE[1])
                 await trio.sleep(pause)
-                pause = min(2 * pause, RECEIVE_PAUSE[1])
-                continue
-            pause = RECEIVE_PAUSE[0]
-            had = self._node.table.additions
-            for action in self._node.receive(datagram, source, self._env.clock.now(), self._env.clock.wall()):
-                self._perform(action)
-            if self._node.table.additions != had:
-                self._grown.set()
-                self._grown = trio.Event()
+
+    def _heard(self, datagram: bytes, source: Address) -> None:
+        clock, node = self._env.clock, self._node
+        had = node.table.additions
+        for action in node.receive(datagram, source, clock.now(), clock.wall()):
+            self._perform(action)
+        if node.table.additions != had:
+            self._grown.set()
+            self._grown = trio.Event()
 
     def _perform(self, action: Action) -> None:
         match action:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import outcome
 import trio
 
-from gossipml.env import GOSSIP, PROTOCOLS, Credentials, Handler
+from gossipml.env import GOSSIP, PROTOCOLS, Credentials, Handler, Heard
 from gossipml.env.simulated_lan import SimulatedBeacons
 from gossipml.env.simulated_net import Machine, Network, Process
 from gossipml.env.simulated_stream import SimulatedStream, open_streams
@@ -38,6 +39,7 @@ class SimulatedDatagrams:
         self._process = process
         self._inbox: deque[tuple[bytes, Address]] = deque()
         self._receiver: trio.lowlevel.Task | None = None
+        self._heard: Heard | None = None  # what the receiver does, when it serves
         self._closed = False
         host = process.machine.host if local.host in WILDCARDS else local.host
         self._source = Address(host, local.port)  # where answers go
@@ -58,22 +60,38 @@ class SimulatedDatagrams:
             await trio.lowlevel.checkpoint()
             if self._inbox:
                 return self._inbox.popleft()
+        received: tuple[bytes, Address] = await self._wait()
+        return received
+
+    async def serve(self, heard: Heard) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError
+        while self._inbox:
+            await trio.lowlevel.checkpoint()
+            heard(*self._inbox.popleft())
+        await self._wait(heard)
+
+    async def _wait(self, heard: Heard | None = None) -> Any:  # Any: what trio passes on
         if self._receiver is not None:
             raise trio.BusyResourceError("another task is receiving from this socket")
-        self._receiver = trio.lowlevel.current_task()
+        self._receiver, self._heard = trio.lowlevel.current_task(), heard
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            self._receiver = None
+            self._receiver = self._heard = None
             return trio.lowlevel.Abort.SUCCEEDED
 
-        received: tuple[bytes, Address] = await trio.lowlevel.wait_task_rescheduled(abort)
-        return received
+        return await trio.lowlevel.wait_task_rescheduled(abort)
 
     def deliver(self, data: bytes, sender: Address) -> bool:
         """Whether there was room for it."""
+        if self._heard is not None:  # at once: a turn of the loop for each datagram would cost as much as most answers
+            try:
+                self._heard(data, sender)
+            except BaseException as error:
+                self._wake(outcome.Error(error))
+            return True
         if self._receiver is not None:
-            task, self._receiver = self._receiver, None
-            trio.lowlevel.reschedule(task, outcome.Value((data, sender)))
+            self._wake(outcome.Value((data, sender)))
             return True
         if len(self._inbox) >= INBOX_DATAGRAMS:
             return False
@@ -84,10 +102,13 @@ class SimulatedDatagrams:
         self._closed = True
         if self._process.sockets.get(self.local.port) is self:
             del self._process.sockets[self.local.port]
-        if self._receiver is not None:
-            task, self._receiver = self._receiver, None
-            trio.lowlevel.reschedule(task, outcome.Error(trio.ClosedResourceError()))
+        self._wake(outcome.Error(trio.ClosedResourceError()))
         await trio.lowlevel.checkpoint()
+
+    def _wake(self, received: outcome.Outcome[tuple[bytes, Address]]) -> None:
+        if self._receiver is not None:
+            task, self._receiver, self._heard = self._receiver, None, None
+            trio.lowlevel.reschedule(task, received)
 
 
 class SimulatedListener:

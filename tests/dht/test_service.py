@@ -18,7 +18,7 @@ from gossipml.dht.messages import Find, Found, Get, Got, NodeContact, Store, Sto
 from gossipml.dht.node import Check
 from gossipml.dht.records import Kind, Outcome, Record, sign_record
 from gossipml.dht.service import Dht, running
-from gossipml.env import Datagrams
+from gossipml.env import Datagrams, Heard
 from gossipml.env.link import Link, fixed, uniform
 from gossipml.identity import Identity
 from gossipml.ids import Address, NodeId
@@ -287,6 +287,10 @@ def test_errors_of_the_network_are_waited_out(simulate: Simulate) -> None:
         async def receive(self) -> tuple[bytes, Address]:
             self._maybe_fail()
             return await self._inner.receive()
+
+        async def serve(self, heard: Heard) -> None:
+            while True:
+                heard(*await self.receive())
 
         async def aclose(self) -> None:
             await self._inner.aclose()
