@@ -201,12 +201,12 @@ class Dht:
             enough = self._config.put_quorum * len(holders) - told
             return stored + told + (await self._store_at(untold, record, enough) if untold else 0)
 
-    async def get(self, key: bytes, *, full: bool = False) -> list[Record]:
+    async def get(self, key: bytes, *, full: bool = False, enough: int = MAX_RECORDS_PER_KEY) -> list[Record]:
         """Verified live records under a key, the greatest of each publisher, in the order of their public keys.
 
         Ends when a few nodes gave records; with `full`, for lists of many publishers, all nearest nodes are asked, each
-        for a sample. While one of them says that it holds more than was found, each is asked for another part of the
-        list: samples alone would bring the same records over and over.
+        for a sample. While fewer than `enough` were found and one of them says that it holds more, each is asked for
+        another part of the list: samples alone would bring the same records over and over.
         """
         best: dict[tuple[int, bytes], Record] = {}
         givers = most = 0
@@ -233,7 +233,7 @@ class Dht:
             await self._run(search)
             holders, parts = search.lookup.nearest(), list[Question]()
             for round in range(FULL_ROUNDS if full and holders else 0):
-                if len(best) >= most:
+                if len(best) >= min(most, enough):
                     break
                 parts = parts or _in_parts(key, most, best.values())
                 turn = [(holders[(index + round) % len(holders)], part) for index, part in enumerate(parts)]
