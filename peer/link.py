@@ -13,6 +13,7 @@ slow line for minutes. Nothing raised here reaches the task that runs the link, 
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
@@ -144,6 +145,7 @@ class Link:
         self._keeping = False  # and it is wanted
         self._wake = trio.Event()
         self._scope: trio.CancelScope | None = None
+        self._stalling = trio.CancelScope()  # of the writer; one for all that it sends, as each costs what a send does
         self._finishing = False
         self._buffer = memoryview(bytearray(READ_AHEAD))
         self._ahead = self._buffer[:0]  # received and not yet given to the decoder
@@ -325,21 +327,28 @@ class Link:
 
     async def _write(self) -> None:
         try:
-            while True:
-                if self._control:
-                    await self._send(self._control.popleft())
-                elif self._finishing:
-                    break
-                elif self._waiting is not None:
-                    await self._send_update()
-                else:
-                    self._wake = trio.Event()
-                    await self._wake.wait()
+            with self._stalling:
+                await self._send_all()
+            if self._stalling.cancelled_caught:
+                raise trio.TooSlowError
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._end("broken", str(error) or "the connection broke")
         except trio.TooSlowError:
             self._end("broken", "the other side reads too slowly")
         self._cancel()
+
+    async def _send_all(self) -> None:
+        """Until the last words are said."""
+        while True:
+            if self._control:
+                await self._send(self._control.popleft())
+            elif self._finishing:
+                break
+            elif self._waiting is not None:
+                await self._send_update()
+            else:
+                self._wake = trio.Event()
+                await self._wake.wait()
 
     async def _send_update(self) -> None:
         parcel, self._waiting = self._waiting, None
@@ -362,8 +371,9 @@ class Link:
 
     async def _send(self, *parts: bytes | memoryview, more: bool = False) -> None:
         self._in_frame = True
-        with trio.fail_after(self._config.stall):
-            await self.stream.send_all(*parts)
+        self._stalling.deadline = trio.current_time() + self._config.stall
+        await self.stream.send_all(*parts)
+        self._stalling.deadline = math.inf
         self.traffic.add(sent=sum(len(part) for part in parts))
         self._said_at = self._clock.now()
         self._in_frame = more

@@ -43,9 +43,12 @@ class Pipe:
     # The writer's side.
 
     async def send(self, parts: tuple[bytes | bytearray | memoryview, ...]) -> None:
-        await trio.lowlevel.checkpoint()
+        # No turn of the loop for each message: the window makes a writer wait who writes and writes.
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self._writer is not None:
             raise trio.BusyResourceError("another task is sending on this stream")
+        if sum(map(len, parts)) <= CHUNK_BYTES:
+            parts = (b"".join(parts),)  # a small message with its header travels in one piece
         for part in parts:
             view = memoryview(part).cast("B")
             for start in range(0, len(view), CHUNK_BYTES):
@@ -164,7 +167,7 @@ class Pipe:
         if self._reader is not None:
             raise trio.BusyResourceError("another task is receiving from this stream")
         if self._chunks:  # otherwise waiting is the checkpoint
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
         while not self._chunks:
             if not self.reader_open:
                 raise trio.ClosedResourceError
