@@ -201,7 +201,7 @@ class Link:
                 self._act(self.session.handle(s.Started(), self._clock.now()))
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._read)
-                nursery.start_soon(self._hello_deadline)
+                await self._hello_deadline()
         finally:
             await self._part()
 
