@@ -254,12 +254,22 @@ class Link:
         target = decoder.target()
         if not self._ahead:
             if len(target) >= READ_AHEAD:
-                return await self.stream.receive_into(target)
-            count = await self.stream.receive_into(self._buffer)
+                return self._heard(await self.stream.receive_into(target), decoder)
+            count = self._heard(await self.stream.receive_into(self._buffer), decoder)
             self._ahead = self._buffer[:count]
         count = min(len(target), len(self._ahead))
         target[:count] = self._ahead[:count]
         self._ahead = self._ahead[count:]
+        return count
+
+    def _heard(self, count: int, decoder: Decoder) -> int:
+        """Note that so many bytes came; the same number."""
+        if count:
+            self.traffic.add(received=count)
+            now = self._clock.now()
+            if now - self.heard_at > HEARD_SECONDS or decoder.between_frames:
+                self.heard_at = now
+                self._owner.on_heard(self)
         return count
 
     def _count(self, decoder: Decoder, count: int) -> Message | Body | None:
@@ -268,14 +278,9 @@ class Link:
             if decoder.between_frames:
                 return None
             raise trio.BrokenResourceError("the connection ended in the middle of a message")
-        self.traffic.add(received=count)
-        now = self._clock.now()
-        if now - self.heard_at > HEARD_SECONDS or decoder.between_frames:
-            self.heard_at = now
-            self._owner.on_heard(self)
         event = decoder.received(count)
-        if event is None and self._receiving is not None and now - self._said_at > self._config.beat:
-            self._said_at = now
+        if event is None and self._receiving is not None and self._clock.now() - self._said_at > self._config.beat:
+            self._said_at = self._clock.now()
             self.post(Pong(0))
         return event
 

@@ -81,7 +81,7 @@ class Packing:
             if now < link.hints_due:
                 return ()
             link.hints_due = now + self._gossip.config.contacts_seconds
-        return self._gossip.view.contacts(self._gossip.config.contacts)
+        return self._gossip.view.contacts(self._gossip.config.contacts, self._links)
 
     def _parcel(
         self, snapshot: Snapshot | None, facts: ModelFacts, action: Send, contacts: tuple[Contact, ...]

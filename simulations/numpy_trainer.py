@@ -239,7 +239,7 @@ class NumpyTrainer:
         return float(-np.log(np.array(chosen) + 1e-12).mean())
 
     def _step(self, inputs: Vector, right: NDArray[np.int64]) -> Vector:
-        """What the model gave, before the step, to the right class of each sample: that is where in (batch, classes)."""
+        """What the model gave, before the step, to the `right` class of each sample, a place in (batch, classes)."""
         descent, weights, velocity = self._descent, self._x.reshape(self._shape), self._velocity  # views
         gradient = _softmax(inputs @ weights)  # (batch, classes)
         flat = gradient.reshape(-1)  # a view

@@ -89,8 +89,10 @@ class Library:
         *,
         addresses: Callable[[], tuple[Address, ...]],
         meet_others: Callable[[], Awaitable[None]],
+        sees_far: Callable[[], bool],
     ) -> None:
-        """`addresses`: where others may reach us; `meet_others` returns when the DHT knows somebody."""
+        """`addresses`: where others may reach us; `meet_others` returns when the DHT knows somebody, `sees_far`
+        tells whether it knows as many as answer a look."""
         self.store = store
         self.catalogue = catalogue
         self.swarm = swarm
@@ -105,6 +107,7 @@ class Library:
         self._credentials = credentials
         self._addresses = addresses
         self._meet_others = meet_others
+        self._sees_far = sees_far
         self._begun = trio.current_time()
         store.on_damage = self._damaged
         self._known: OrderedDict[bytes, Manifest] = OrderedDict()
@@ -222,7 +225,11 @@ class Library:
         with trio.move_on_after(NEWCOMER_SECONDS):
             # Who has just met the first others may not see far yet; after that one look is enough.
             pause = HEAD_PAUSE
-            while (found := await self.latest(name)) is None and trio.current_time() < self._begun + NEWCOMER_SECONDS:
+            while True:
+                far = self._sees_far()
+                found = await self.latest(name)
+                if found is not None or far or trio.current_time() >= self._begun + NEWCOMER_SECONDS:
+                    break
                 await trio.sleep(pause)
                 pause *= 2
             head = found

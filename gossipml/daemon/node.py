@@ -195,6 +195,7 @@ class Node:
         library = shelf.library = Library(
             env, credentials, store, catalogue, swarm, config.store,
             addresses=lambda: self.addresses, meet_others=self.dht.wait_for_contacts,
+            sees_far=lambda: self.dht.nodes >= self.dht.k,
         )  # fmt: skip
         own = credentials.identity.peer_id
         self._replication = Replication(
