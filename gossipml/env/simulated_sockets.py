@@ -139,7 +139,7 @@ class SimulatedListener:
         try:
             await handler(stream)
         except Exception as error:
-            self._network.record(f"handler-{type(error).__name__}", name, stream.remote.host, 0, 0)
+            self._network.record(f"handler-{type(error).__name__}", name, stream.remote.host, b"")
             log.warning(
                 "%s: the session with %s failed: %r",
                 name,
@@ -245,7 +245,7 @@ class _Dial:
         listener = target.process.listeners.get(self.remote.port) if target.process is not None else None
         back = network.stream_arrival(target, source, 60)
         if listener is None:
-            network.record("refused", source.name, target.name, 0, 0)
+            network.record("refused", source.name, target.name, b"")
             network.time.call_at(back, self._fail, ConnectionRefusedError(111, f"nobody listens at {self.remote}"))
             return
         done = back + 2 * (back - network.time.now())
@@ -275,10 +275,10 @@ class _Dial:
         elif self.protocol not in PROTOCOLS:
             problem = f"{self.remote} speaks no protocol of ours; install the same version of gossipml"
         if problem:
-            network.record("rejected", source.name, target.name, 0, 0)
+            network.record("rejected", source.name, target.name, b"")
             self._fail(RemoteError(problem))
             return
-        network.record("connected", source.name, target.name, 0, 0)
+        network.record("connected", source.name, target.name, b"")
         near, far = open_streams(
             network, self.process, target.process, self.remote, ours, theirs, self.protocol, shared[0].key_id
         )

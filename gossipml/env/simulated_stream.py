@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -147,10 +146,10 @@ class Pipe:
     def _arrive(self, chunk: bytes) -> None:
         source, target = self.source.machine, self.target.machine
         if not self.target.alive or not self.reader_open:
-            self.network.record("tcp-nobody", source.name, target.name, len(chunk), 0)
+            self.network.record("tcp-nobody", source.name, target.name, chunk)
             self._answer_with_reset()
             return
-        self.network.record("tcp", source.name, target.name, len(chunk), zlib.crc32(chunk[:4096]))
+        self.network.record("tcp", source.name, target.name, chunk)
         self._chunks.append(memoryview(chunk))
         self._wake_reader()
 
