@@ -184,6 +184,22 @@ def test_lists_longer_than_a_reply_are_gathered_from_all_holders(simulate: Simul
     simulate(scenario)
 
 
+def test_where_some_of_a_list_are_enough_it_is_not_asked_for_part_by_part(simulate: Simulate) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        members = await cluster.grow(24)
+        for member in members:
+            await member.dht.put(cluster.announcement(member, KEYS[0], value=bytes(600)))
+        sent = []
+        for enough in (8, 24):
+            before = members[0].dht.stats.sent
+            found = await members[0].dht.get(KEYS[0], full=True, enough=enough)
+            assert len(found) >= enough
+            sent.append(members[0].dht.stats.sent - before)
+        assert sent[0] <= 23 < sent[1], "all others once, and no more"
+
+    simulate(scenario)
+
+
 def test_get_returns_the_newest_of_a_mutable_record(simulate: Simulate) -> None:
     async def scenario(cluster: Cluster) -> None:
         owner, *others = await cluster.grow(8)

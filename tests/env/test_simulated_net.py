@@ -230,6 +230,18 @@ def test_both_sides_know_the_protocol_that_the_dialler_chose(credentials: Member
     connected(credentials, dialler, name_it)
 
 
+def test_a_small_message_travels_in_one_piece(credentials: Members) -> None:
+    async def read(stream: Stream) -> None:
+        assert await receive_exactly(stream, 6) == b"headed"
+
+    async def dialler(world: World, stream: Stream) -> None:
+        await stream.send_all(b"head", memoryview(b"ed"))
+        await trio.sleep(1)
+        assert [entry[4] for entry in world.trace if entry[1] == "tcp"] == [6]
+
+    connected(credentials, dialler, read)
+
+
 def test_a_connection_takes_two_round_trips_and_an_echo_one(credentials: Members) -> None:
     async def dialler(world: World, stream: Stream) -> None:
         assert world.now() == pytest.approx(0.4)
