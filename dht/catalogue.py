@@ -28,6 +28,7 @@ from gossipml.dht.messages import pack_address, unpack_address
 from gossipml.dht.publish import Publisher
 from gossipml.dht.records import MAX_VALUE, Kind, Record, mutable_key, topic_key
 from gossipml.dht.service import Dht
+from gossipml.dht.storage import MAX_RECORDS_PER_KEY
 from gossipml.env import Credentials, Env
 from gossipml.errors import RemoteError
 from gossipml.ids import MAX_CONTACT_ADDRESSES, Address, Contact, PeerId, PublicKey
@@ -97,11 +98,14 @@ class Catalogue:
         self._withdraw(Kind.ANNOUNCEMENT, self.head_key(name))
         self._withdraw(Kind.MUTABLE, mutable_key(self._public_key, checked_name(name).encode()))
 
-    async def heads(self, name: str) -> list[HeadClaim]:
-        """What the other holders of `name` believe is its latest version, the greatest (height, version) first."""
+    async def heads(self, name: str, enough: int = MAX_RECORDS_PER_KEY) -> list[HeadClaim]:
+        """What the other holders of `name` believe is its latest version, the greatest (height, version) first.
+
+        Not of all of them, where `enough` have said so.
+        """
         highest = self._env.clock.wall() - YEAR_2020 + CLOCK_SLACK
         claims = []
-        for record in await self._announced(self.head_key(name)):
+        for record in await self._announced(self.head_key(name), enough):
             match _value(record):
                 case [int(height), bytes(version)] if (
                     type(height) is int and 0 <= height <= highest and len(version) == VERSION_SIZE
@@ -135,10 +139,11 @@ class Catalogue:
         """This peer no longer serves `version`."""
         self._withdraw(Kind.ANNOUNCEMENT, self.version_key(version))
 
-    async def replicas(self, version: bytes) -> list[Provider]:
-        """The others who say that they hold `version` or fetch it, those with all of it first."""
+    async def replicas(self, version: bytes, enough: int = MAX_RECORDS_PER_KEY) -> list[Provider]:
+        """The others who say that they hold `version` or fetch it, those with all of it first; not all, where `enough`
+        are found."""
         found = []
-        for record in await self._announced(self.version_key(version)):
+        for record in await self._announced(self.version_key(version), enough):
             try:
                 found.append(_provider(record))
             except RemoteError:
@@ -203,8 +208,8 @@ class Catalogue:
         if self._told.pop((kind, key), None) is not None:
             self._publisher.withdraw(kind, key, GONE)
 
-    async def _announced(self, key: bytes) -> list[Record]:
-        records = await self._dht.get(key, full=True)
+    async def _announced(self, key: bytes, enough: int = MAX_RECORDS_PER_KEY) -> list[Record]:
+        records = await self._dht.get(key, full=True, enough=enough)
         return [record for record in records if record.public_key != self._public_key and record.value != GONE]
 
 

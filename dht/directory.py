@@ -93,14 +93,14 @@ class Directory:
         self._model_key = None
         await self.publisher.flush()
 
-    async def members(self) -> list[Contact]:
-        """The other peers of the network, in the order of their ids."""
-        await self._look(self.members_key)
+    async def members(self, enough: int = MAX_LISTED) -> list[Contact]:
+        """The other peers of the network, in the order of their ids; not all of them, where `enough` are."""
+        await self._look(self.members_key, enough)
         return self.known()
 
-    async def providers(self, model: str, digest: str = "") -> list[Contact]:
-        """The other peers that train `model`, with that digest when one is given."""
-        await self._look(self.model_key(model))
+    async def providers(self, model: str, digest: str = "", *, enough: int = MAX_LISTED) -> list[Contact]:
+        """The other peers that train `model`, with that digest when one is given; `enough` as in `members`."""
+        await self._look(self.model_key(model), enough)
         short = digest[: 2 * DIGEST_SIZE]
         return [
             contact
@@ -121,8 +121,8 @@ class Directory:
     def model_key(self, model: str) -> bytes:
         return topic_key(b"gossipml/v1/model" + self._network_id + model.encode())
 
-    async def _look(self, key: bytes) -> None:
-        for record in await self._dht.get(key, full=True):
+    async def _look(self, key: bytes, enough: int) -> None:
+        for record in await self._dht.get(key, full=True, enough=enough):
             if record.kind is not Kind.ANNOUNCEMENT or record.peer == self._own:
                 continue
             try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 MAX_SOURCES = 4096  # about 1 MB; the one not seen for longest is forgotten and begins with a full bucket
 
 
@@ -11,9 +13,9 @@ class TokenBuckets:
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._size = max(1.0, rate * burst)
-        self._buckets: dict[str, tuple[float, float]] = {}  # source -> tokens, when
+        self._buckets: dict[Hashable, tuple[float, float]] = {}  # source -> tokens, when
 
-    def take(self, source: str, now: float) -> bool:
+    def take(self, source: Hashable, now: float) -> bool:
         """Whether the source has a token left; takes it."""
         tokens, then = self._buckets.pop(source, (self._size, now))
         tokens = min(self._size, tokens + (now - then) * self._rate)

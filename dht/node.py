@@ -194,6 +194,11 @@ class DhtNode:
         return len(self._pending)
 
     @property
+    def received(self) -> int:
+        """Datagrams since the start."""
+        return self._stats.received
+
+    @property
     def sid(self) -> bytes:
         return self._sealer.sid
 
@@ -352,11 +357,11 @@ class DhtNode:
             actions.append(Check(sender))
         return actions
 
-    def _source(self, address: Address) -> str:
+    def _source(self, address: Address) -> str | Address:
         """Who shares a token bucket: a host; a /48 of IPv6, where hosts are free; a socket in excepted networks."""
         group = self.networks.group(address.host)
         if group is None:
-            return str(address)
+            return address
         return group if ":" in address.host else address.host
 
     def _matters(self, sender: NodeContact, now: float) -> bool:

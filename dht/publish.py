@@ -136,7 +136,8 @@ class Publisher:
             due.sort(key=_Published.urgency)
             turn = due[: int(allowed)]
             allowed -= len(turn)
-            await self._publish_all(turn)
+            if turn:
+                await self._publish_all(turn)
             next_time = min((item.next_time for item in self._published.values()), default=math.inf) - clock.now()
             wait = max(LOOK_EVERY[0], min(pause, next_time)) if len(turn) == len(due) else 1 / PUTS_PER_SECOND
             with trio.move_on_after(wait):

@@ -44,6 +44,7 @@ OVERHEAD = HEADER_SIZE + 8 + 16
 MAX_BODY = MAX_DATAGRAM - OVERHEAD
 MAX_SKEW_MS = 120_000  # clocks of real machines agree much better; also how long a sid must be remembered
 WINDOW = 1024  # counters; more than a receive buffer of datagrams can be reordered
+_ALL = (1 << WINDOW) - 1
 MAX_SIDS = 4096  # about 3 MB; more senders than a node hears in two minutes
 MAX_OWN_ADDRESSES = 32  # bounds the tries for one ADDRESS datagram: 60 us; a machine with many bridges has as many
 
@@ -154,7 +155,7 @@ class _Session:
     def mark(self, counter: int) -> None:
         ahead = counter - self.highest
         if ahead > 0:
-            self.bits = (self.bits << ahead | 1) & ((1 << WINDOW) - 1) if ahead < WINDOW else 1
+            self.bits = (self.bits << ahead | 1) & _ALL if ahead < WINDOW else 1
             self.highest = counter
         else:
             self.bits |= 1 << -ahead
@@ -252,5 +253,5 @@ class Opener:
             # by our own clock: a member with a fast clock must not lock others out.
             self._evicted_floor = max(self._evicted_floor, min(oldest.newest, now))
         if self._evicted_floor >= 0:  # it may be one that was forgotten: what it sent earlier may have been seen
-            session.highest, session.bits = counter - 1, (1 << WINDOW) - 1
+            session.highest, session.bits = counter - 1, _ALL
         self._sessions[sid] = session

@@ -201,12 +201,12 @@ class Dht:
             enough = self._config.put_quorum * len(holders) - told
             return stored + told + (await self._store_at(untold, record, enough) if untold else 0)
 
-    async def get(self, key: bytes, *, full: bool = False) -> list[Record]:
+    async def get(self, key: bytes, *, full: bool = False, enough: int = MAX_RECORDS_PER_KEY) -> list[Record]:
         """Verified live records under a key, the greatest of each publisher, in the order of their public keys.
 
         Ends when a few nodes gave records; with `full`, for lists of many publishers, all nearest nodes are asked, each
-        for a sample. While one of them says that it holds more than was found, each is asked for another part of the
-        list: samples alone would bring the same records over and over.
+        for a sample. While fewer than `enough` were found and one of them says that it holds more, each is asked for
+        another part of the list: samples alone would bring the same records over and over.
         """
         best: dict[tuple[int, bytes], Record] = {}
         givers = most = 0
@@ -233,7 +233,7 @@ class Dht:
             await self._run(search)
             holders, parts = search.lookup.nearest(), list[Question]()
             for round in range(FULL_ROUNDS if full and holders else 0):
-                if len(best) >= most:
+                if len(best) >= min(most, enough):
                     break
                 parts = parts or _in_parts(key, most, best.values())
                 turn = [(holders[(index + round) % len(holders)], part) for index, part in enumerate(parts)]
@@ -286,20 +286,22 @@ class Dht:
     async def _serve(self, socket: Datagrams) -> None:
         pause = RECEIVE_PAUSE[0]
         while True:
+            received = self._node.received
             try:
-                datagram, source = await socket.receive()
+                await socket.serve(self._heard)
             except OSError as error:  # an ICMP error of an earlier send, or the network is down
                 log.debug("receive: %s", error)
+                pause = RECEIVE_PAUSE[0] if self._node.received > received else min(2 * pause, RECEIVE_PAUSE[1])
                 await trio.sleep(pause)
-                pause = min(2 * pause, RECEIVE_PAUSE[1])
-                continue
-            pause = RECEIVE_PAUSE[0]
-            had = self._node.table.additions
-            for action in self._node.receive(datagram, source, self._env.clock.now(), self._env.clock.wall()):
-                self._perform(action)
-            if self._node.table.additions != had:
-                self._grown.set()
-                self._grown = trio.Event()
+
+    def _heard(self, datagram: bytes, source: Address) -> None:
+        clock, node = self._env.clock, self._node
+        had = node.table.additions
+        for action in node.receive(datagram, source, clock.now(), clock.wall()):
+            self._perform(action)
+        if node.table.additions != had:
+            self._grown.set()
+            self._grown = trio.Event()
 
     def _perform(self, action: Action) -> None:
         match action:

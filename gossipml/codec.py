@@ -9,7 +9,8 @@ else. A message is capped before it is parsed, because the limits of each contai
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from collections.abc import Collection
+from typing import TypeAlias, cast
 
 import msgpack
 
@@ -41,7 +42,8 @@ def unpack(data: bytes | bytearray | memoryview, *, limit: int) -> Value:
             max_map_len=limit,
             max_ext_len=0,
         )
-        canonical = pack(value)
+        _check_form(value, MAX_DEPTH)
+        canonical = msgpack.packb(value, use_bin_type=True)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise RemoteError(f"message is not canonical msgpack: {error or type(error).__name__}") from None
     if canonical != data:  # duplicate keys, unordered keys, long forms
@@ -84,6 +86,34 @@ def _canonical(value: object, depth: int) -> object:
     if isinstance(value, int | str | bytes):
         return value
     raise TypeError(f"cannot encode {kind.__name__}")
+
+
+def _check_form(value: object, depth: int) -> None:
+    """What the canonical bytes of a value just unpacked do not show: ValueError or TypeError unless keys are text in
+    order, numbers are finite and nothing is nested too deeply."""
+    kind = type(value)
+    if kind is float:
+        if not math.isfinite(cast(float, value)):
+            raise ValueError("numbers must be finite")
+        return
+    if kind is list:
+        items: Collection[object] = cast("list[object]", value)
+    elif kind is dict:
+        fields = cast("dict[object, object]", value)
+        if not _TEXT.issuperset(map(type, fields)):
+            raise ValueError("map keys must be text")
+        keys = cast("list[str]", list(fields))
+        if keys != sorted(keys):
+            raise ValueError("map keys must be in order")
+        items = fields.values()
+    else:
+        return
+    if depth == 0:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    if not _PLAIN.issuperset(map(type, items)):
+        for item in items:
+            if type(item) not in _PLAIN:
+                _check_form(item, depth - 1)
 
 
 # Reading a field of a hostile map: the right type or RemoteError, never a KeyError.

@@ -228,8 +228,10 @@ def _length(vector: A) -> float:
     """L2 norm; as a dot product a tenth of what squaring and adding up takes."""
     if not is_numpy(vector):
         return math.sqrt(vector.dot(vector).item()) if vector.shape[0] else 0.0
+    if not len(vector):
+        return 0.0
     with np.errstate(over="ignore"):  # infinite then
-        return math.sqrt(float(vector @ vector)) if len(vector) else 0.0
+        return math.sqrt(float(vector @ vector))
 
 
 def _stacked(models: list[A]) -> A:

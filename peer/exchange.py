@@ -67,8 +67,8 @@ class Exchange:
             learner, version = self._learner, self._gossip.version
             if learner is None:
                 raise NotReady("the model is not loaded")
-            known = self._snapshots.get(encoding)
-            if known is None or known.version != version:
+            known = self.at_hand(encoding)
+            if known is None:
                 age, round_ = self._gossip.age, self._gossip.round  # before, not after: a claim must be covered
                 try:
                     body = await learner.snapshot(encoding)
@@ -78,6 +78,11 @@ class Exchange:
                     raise NotReady("the model was unloaded meanwhile")
                 known = self._keep(Snapshot(version, encoding, body, age, round_))
             return known
+
+    def at_hand(self, encoding: str) -> Snapshot | None:
+        """The current model in this encoding, if that has been done."""
+        known = self._snapshots.get(encoding)
+        return known if known is not None and known.version == self._gossip.version else None
 
     def offer(self, body: bytes) -> None:
         """The current model, encoded already, as `Gossip.round_encoding` says, when the round ended."""

@@ -13,6 +13,7 @@ slow line for minutes. Nothing raised here reaches the task that runs the link, 
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
@@ -144,6 +145,7 @@ class Link:
         self._keeping = False  # and it is wanted
         self._wake = trio.Event()
         self._scope: trio.CancelScope | None = None
+        self._stalling = trio.CancelScope()  # of the writer; one for all that it sends, as each costs what a send does
         self._finishing = False
         self._buffer = memoryview(bytearray(READ_AHEAD))
         self._ahead = self._buffer[:0]  # received and not yet given to the decoder
@@ -199,7 +201,7 @@ class Link:
                 self._act(self.session.handle(s.Started(), self._clock.now()))
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._read)
-                nursery.start_soon(self._hello_deadline)
+                await self._hello_deadline()
         finally:
             await self._part()
 
@@ -252,12 +254,22 @@ class Link:
         target = decoder.target()
         if not self._ahead:
             if len(target) >= READ_AHEAD:
-                return await self.stream.receive_into(target)
-            count = await self.stream.receive_into(self._buffer)
+                return self._heard(await self.stream.receive_into(target), decoder)
+            count = self._heard(await self.stream.receive_into(self._buffer), decoder)
             self._ahead = self._buffer[:count]
         count = min(len(target), len(self._ahead))
         target[:count] = self._ahead[:count]
         self._ahead = self._ahead[count:]
+        return count
+
+    def _heard(self, count: int, decoder: Decoder) -> int:
+        """Note that so many bytes came; the same number."""
+        if count:
+            self.traffic.add(received=count)
+            now = self._clock.now()
+            if now - self.heard_at > HEARD_SECONDS or decoder.between_frames:
+                self.heard_at = now
+                self._owner.on_heard(self)
         return count
 
     def _count(self, decoder: Decoder, count: int) -> Message | Body | None:
@@ -266,14 +278,9 @@ class Link:
             if decoder.between_frames:
                 return None
             raise trio.BrokenResourceError("the connection ended in the middle of a message")
-        self.traffic.add(received=count)
-        now = self._clock.now()
-        if now - self.heard_at > HEARD_SECONDS or decoder.between_frames:
-            self.heard_at = now
-            self._owner.on_heard(self)
         event = decoder.received(count)
-        if event is None and self._receiving is not None and now - self._said_at > self._config.beat:
-            self._said_at = now
+        if event is None and self._receiving is not None and self._clock.now() - self._said_at > self._config.beat:
+            self._said_at = self._clock.now()
             self.post(Pong(0))
         return event
 
@@ -325,21 +332,28 @@ class Link:
 
     async def _write(self) -> None:
         try:
-            while True:
-                if self._control:
-                    await self._send(self._control.popleft())
-                elif self._finishing:
-                    break
-                elif self._waiting is not None:
-                    await self._send_update()
-                else:
-                    self._wake = trio.Event()
-                    await self._wake.wait()
+            with self._stalling:
+                await self._send_all()
+            if self._stalling.cancelled_caught:
+                raise trio.TooSlowError
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._end("broken", str(error) or "the connection broke")
         except trio.TooSlowError:
             self._end("broken", "the other side reads too slowly")
         self._cancel()
+
+    async def _send_all(self) -> None:
+        """Until the last words are said."""
+        while True:
+            if self._control:
+                await self._send(self._control.popleft())
+            elif self._finishing:
+                break
+            elif self._waiting is not None:
+                await self._send_update()
+            else:
+                self._wake = trio.Event()
+                await self._wake.wait()
 
     async def _send_update(self) -> None:
         parcel, self._waiting = self._waiting, None
@@ -362,8 +376,9 @@ class Link:
 
     async def _send(self, *parts: bytes | memoryview, more: bool = False) -> None:
         self._in_frame = True
-        with trio.fail_after(self._config.stall):
-            await self.stream.send_all(*parts)
+        self._stalling.deadline = trio.current_time() + self._config.stall
+        await self.stream.send_all(*parts)
+        self._stalling.deadline = math.inf
         self.traffic.add(sent=sum(len(part) for part in parts))
         self._said_at = self._clock.now()
         self._in_frame = more

@@ -521,7 +521,10 @@ class Mesh:
     def _send_soon(self, sends: list[g.Send]) -> None:
         if not sends:
             return
-        if self._nursery is not None:
+        parcel = self._packing.pack_one(sends[0]) if len(sends) == 1 else None
+        if parcel is not None and self._nursery is not None:
+            self.deliver(sends[0].to, parcel)
+        elif self._nursery is not None:
             self._encoding += 1
             self._nursery.start_soon(self._send, sends)
         else:

@@ -54,6 +54,14 @@ class Packing:
             hinted = hinted or bool(contacts)
             yield action, self._parcel(snapshot, facts, action, contacts)
 
+    def pack_one(self, action: Send) -> Parcel | None:
+        """The same of one send, if our model is encoded for it: most answers need no task that waits for that."""
+        facts, encoding = self._gossip.facts, self._encoding(action.to)
+        if facts is None or isinstance(action, AskUpdate):
+            return None
+        snapshot = self._exchange.at_hand(encoding + action.part)
+        return None if snapshot is None else self._parcel(snapshot, facts, action, self._hints(action.to))
+
     def _encoding(self, peer: PeerId) -> str:
         """Of the next body for the peer; where a link decides, as fine as it carries in its share of a round."""
         config, facts, link = self._gossip.config, self._gossip.facts, self._links.get(peer)
@@ -73,7 +81,7 @@ class Packing:
             if now < link.hints_due:
                 return ()
             link.hints_due = now + self._gossip.config.contacts_seconds
-        return self._gossip.view.contacts(self._gossip.config.contacts)
+        return self._gossip.view.contacts(self._gossip.config.contacts, self._links)
 
     def _parcel(
         self, snapshot: Snapshot | None, facts: ModelFacts, action: Send, contacts: tuple[Contact, ...]

@@ -240,10 +240,11 @@ class View:
         """Addresses without a known peer that are due for a dial."""
         return [address for address, door in self._doors.items() if door.retry_at <= now]
 
-    def contacts(self, k: int) -> tuple[Contact, ...]:
-        """A sample of peers that are connected now, for a neighbour's view."""
-        live = [e.contact for e in self._entries.values() if e.connected and e.contact.addresses]
-        return tuple(self._rng.sample(live, min(k, len(live))))
+    def contacts(self, k: int, peers: Iterable[PeerId]) -> tuple[Contact, ...]:
+        """Of a sample of k of these peers those that are connected now, for a neighbour's view."""
+        known = list(peers)
+        entries = [self._entries.get(peer) for peer in self._rng.sample(known, min(k, len(known)))]
+        return tuple(entry.contact for entry in entries if entry and entry.connected and entry.contact.addresses)
 
     def export(self) -> list[Contact]:
         """The contacts worth saving: who answered, the latest first, then hints."""

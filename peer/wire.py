@@ -47,6 +47,7 @@ that is checked before anything is allocated. Everything that breaks these rules
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from collections.abc import Callable
@@ -322,7 +323,7 @@ def _read_profile(fields: dict[str, Value]) -> Profile:
         model=_matching(_MODEL, codec.get_str(inner, "model", limit=64), "model"),
         digest=_matching(_HEX, codec.get_str(inner, "digest", limit=MAX_DIGEST), "digest"),
         port=codec.get_int(inner, "port", high=65535),
-        addresses=_addresses(codec.get_list(inner, "addrs", limit=MAX_CONTACT_ADDRESSES)),
+        addresses=_addresses(_pairs(codec.get_list(inner, "addrs", limit=MAX_CONTACT_ADDRESSES))),
     )
 
 
@@ -379,22 +380,31 @@ def _read_contact(item: Value) -> Contact:
         case [bytes(peer), str(name), str(model), list(addresses)]:
             if len(peer) != PEER_ID_SIZE or len(name) > MAX_NAME or len(addresses) > MAX_CONTACT_ADDRESSES:
                 raise RemoteError("a contact's peer id, name or list of addresses has a wrong length")
-            return Contact(
-                PeerId(peer), _addresses(addresses), _matching(_MODEL, model, "model"), _printable(name, "name")
-            )
+            return _contact(peer, name, model, _pairs(addresses))
     raise RemoteError("a contact is [peer id, name, model, addresses]")
 
 
-def _addresses(items: list[Value]) -> tuple[Address, ...]:
-    addresses = []
+@functools.lru_cache(1024)  # neighbours tell of the same ones over and over
+def _contact(peer: bytes, name: str, model: str, pairs: tuple[tuple[str, int], ...]) -> Contact:
+    return Contact(PeerId(peer), _addresses(pairs), _matching(_MODEL, model, "model"), _printable(name, "name"))
+
+
+def _pairs(items: list[Value]) -> tuple[tuple[str, int], ...]:
+    pairs = []
     for item in items:
-        if not isinstance(item, list) or len(item) != 2:
-            raise RemoteError("an address is a pair of host and port")
-        try:
-            addresses.append(checked_address(item[0], item[1]))
-        except ValueError as error:
-            raise RemoteError(f"bad address: {error}") from None
-    return tuple(dict.fromkeys(addresses))
+        match item:
+            case [str(host), int(port)] if not isinstance(port, bool):
+                pairs.append((host, port))
+            case _:
+                raise RemoteError("an address is a pair of host and port")
+    return tuple(pairs)
+
+
+def _addresses(pairs: tuple[tuple[str, int], ...]) -> tuple[Address, ...]:
+    try:
+        return tuple(dict.fromkeys(checked_address(*pair) for pair in pairs))
+    except ValueError as error:
+        raise RemoteError(f"bad address: {error}") from None
 
 
 def _printable(text: str, what: str) -> str:

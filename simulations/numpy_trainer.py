@@ -91,6 +91,7 @@ class NumpyTrainer:
         features = points.inputs.shape[1]
         self._env = env
         self._points = points
+        self._inputs = np.hstack([points.inputs, np.ones((len(points.inputs), 1), np.float32)])  # times bias, too
         self._descent = descent = descent or Descent()
         self._trains = train
         self._loaded = train
@@ -232,26 +233,26 @@ class NumpyTrainer:
     def _steps(self, steps: int) -> float:
         """Mean loss of that many optimiser steps."""
         batches = self._rng.integers(0, len(self._points.targets), (steps, self._descent.batch))
-        inputs, targets = self._points.inputs[batches], self._points.targets[batches]  # (steps, batch, ...)
-        chosen = [self._step(*batch) for batch in zip(inputs, targets, strict=True)]
+        inputs, targets = self._inputs[batches], self._points.targets[batches]  # (steps, batch, ...)
+        right = targets + self._shape[1] * np.arange(self._descent.batch)
+        chosen = [self._step(*batch) for batch in zip(inputs, right, strict=True)]
         return float(-np.log(np.array(chosen) + 1e-12).mean())
 
-    def _step(self, inputs: Vector, targets: NDArray[np.int64]) -> Vector:
-        """What the model gave, before the step, to the right class of each sample."""
+    def _step(self, inputs: Vector, right: NDArray[np.int64]) -> Vector:
+        """What the model gave, before the step, to the `right` class of each sample, a place in (batch, classes)."""
         descent, weights, velocity = self._descent, self._x.reshape(self._shape), self._velocity  # views
-        gradient = _softmax(inputs @ weights[:-1] + weights[-1])  # (batch, classes)
-        right = np.arange(len(targets)), targets
-        chosen: Vector = gradient[right]
-        gradient[right] -= 1
+        gradient = _softmax(inputs @ weights)  # (batch, classes)
+        flat = gradient.reshape(-1)  # a view
+        chosen: Vector = flat[right]
+        flat[right] = chosen - 1
         gradient /= descent.batch
         if descent.momentum:
             velocity *= descent.momentum
+            velocity += inputs.T @ gradient
         else:
-            velocity[:] = 0
+            np.matmul(inputs.T, gradient, out=velocity)
         if descent.weight_decay:
             velocity += np.float32(descent.weight_decay) * weights
-        velocity[:-1] += inputs.T @ gradient
-        velocity[-1] += gradient.sum(0)
         weights -= np.float32(descent.rate) * velocity
         return chosen
 
@@ -276,6 +277,8 @@ def evaluate_all(x: Vector, points: Points) -> tuple[NDArray[np.float64], NDArra
 
 
 def _softmax(scores: Vector) -> Vector:
-    powers = np.exp(scores - scores.max(-1, keepdims=True))
-    shares: Vector = powers / powers.sum(-1, keepdims=True)
-    return shares
+    """In place of the scores. Arrays are so small that whatever numpy does in Python counts."""
+    scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= np.add.reduce(scores, axis=-1, keepdims=True)
+    return scores

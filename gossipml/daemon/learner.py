@@ -9,6 +9,7 @@ that parameters, age and round always belong together.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -344,6 +345,7 @@ class Learner:
 def model_facts(layout: Layout) -> ModelFacts:
     """What gossip must know of the model."""
 
+    @functools.lru_cache(64)  # asked with each update; whoever invents encodings only empties it
     def body_length(encoding: str) -> int | None:
         try:
             return packed_size(parse_form(encoding), layout.size, layout.buffers)

@@ -24,6 +24,7 @@ import trio
 
 from gossipml.api.ports import UnknownModel
 from gossipml.dht.catalogue import Catalogue, HeadClaim
+from gossipml.dht.storage import MAX_RECORDS_PER_KEY
 from gossipml.env import Credentials, Env
 from gossipml.errors import GossipmlError, RemoteError, UserError
 from gossipml.ids import Address, Contact, PeerId, short_peer_id
@@ -45,6 +46,7 @@ ENDED_SECONDS = 60.0  # how long a download that ended is still told of
 RETRY_SECONDS = 30.0  # before an unfinished version that nobody gave is tried again
 RESERVE = 1 << 30  # bytes of the disk that are left free when holding for others
 NEWCOMER_SECONDS = 3.0  # for meeting others after the start; a network that is there answers in milliseconds
+CLAIMS = 16  # of a head, where no more are needed: R holders say what is new at once, and one is asked soon again
 HEAD_PAUSE = 0.3  # seconds until a peer that has just met the first others looks for a head again; doubled each time
 
 
@@ -87,8 +89,10 @@ class Library:
         *,
         addresses: Callable[[], tuple[Address, ...]],
         meet_others: Callable[[], Awaitable[None]],
+        sees_far: Callable[[], bool],
     ) -> None:
-        """`addresses`: where others may reach us; `meet_others` returns when the DHT knows somebody."""
+        """`addresses`: where others may reach us; `meet_others` returns when the DHT knows somebody, `sees_far`
+        tells whether it knows as many as answer a look."""
         self.store = store
         self.catalogue = catalogue
         self.swarm = swarm
@@ -103,6 +107,7 @@ class Library:
         self._credentials = credentials
         self._addresses = addresses
         self._meet_others = meet_others
+        self._sees_far = sees_far
         self._begun = trio.current_time()
         store.on_damage = self._damaged
         self._known: OrderedDict[bytes, Manifest] = OrderedDict()
@@ -131,15 +136,16 @@ class Library:
     def is_here(self, version: Manifest) -> bool:
         return self.store.holds(version.version)
 
-    async def heads(self, name: str) -> list[Manifest]:
+    async def heads(self, name: str, enough: int = MAX_RECORDS_PER_KEY) -> list[Manifest]:
         """The versions of the greatest height that anybody names, the latest first; empty when there are none.
 
-        A holder names one head, its latest: of versions made at the same time the later ones stay visible.
+        A holder names one head, its latest: of versions made at the same time the later ones stay visible. `enough`
+        holders are heard, if there are as many.
         """
         check_name(name)
         best = self.store.versions(name)[:1]
         wrong = 0
-        for claim in await self.catalogue.heads(name):  # the greatest height first
+        for claim in await self.catalogue.heads(name, enough):  # the greatest height first
             if (best and claim.height < best[0].height) or len(best) >= MAX_RIVALS or wrong >= MAX_RIVALS:
                 break
             if any(claim.version == version.version for version in best):
@@ -219,7 +225,11 @@ class Library:
         with trio.move_on_after(NEWCOMER_SECONDS):
             # Who has just met the first others may not see far yet; after that one look is enough.
             pause = HEAD_PAUSE
-            while (found := await self.latest(name)) is None and trio.current_time() < self._begun + NEWCOMER_SECONDS:
+            while True:
+                far = self._sees_far()
+                found = await self.latest(name)
+                if found is not None or far or trio.current_time() >= self._begun + NEWCOMER_SECONDS:
+                    break
                 await trio.sleep(pause)
                 pause *= 2
             head = found
@@ -328,7 +338,7 @@ class Library:
     async def catch_up(self) -> None:
         """Begin to fetch the latest versions of the followed names that are not here."""
         for name in sorted(self.followed):
-            head = await self.latest(name)
+            head = latest(await self.heads(name, CLAIMS))
             if head is not None and head.version not in self._removed:
                 self.start_fetch(head)
 
@@ -394,7 +404,8 @@ class Library:
             async with self._slots:
                 with self.store.using(version.root):
                     content = await self._begin(version)
-                    self._tell_provider(version, complete=False)
+                    if content.count > 1:  # whoever fetches a single piece has nothing for others until it has all
+                        self._tell_provider(version, complete=False)
                     await self.swarm.download(
                         content,
                         lambda: self.catalogue.providers(version.version),

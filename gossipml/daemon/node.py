@@ -49,6 +49,7 @@ log = logging.getLogger("gossipml.node")
 FREE_PORT_TRIES = 20  # a free TCP port is rarely taken for UDP
 SAVE_CONTACTS_SECONDS = 30.0
 PAUSED_FILE = "state/paused"  # there as long as the user wants no training
+MET_AT_ONCE = 16  # peers in a look into the directory: twice the sessions that are kept; they tell of others
 LEAVE_SECONDS = 2.0  # for telling the DHT that we go
 
 
@@ -194,6 +195,7 @@ class Node:
         library = shelf.library = Library(
             env, credentials, store, catalogue, swarm, config.store,
             addresses=lambda: self.addresses, meet_others=self.dht.wait_for_contacts,
+            sees_far=lambda: self.dht.nodes >= self.dht.k,
         )  # fmt: skip
         own = credentials.identity.peer_id
         self._replication = Replication(
@@ -303,9 +305,9 @@ class Node:
             self._announce()
             profile = self.mesh.profile
             if profile.digest:
-                self.mesh.learn(await self.directory.providers(profile.model))
+                self.mesh.learn(await self.directory.providers(profile.model, enough=MET_AT_ONCE))
             else:
-                self.mesh.learn(await self.directory.members())
+                self.mesh.learn(await self.directory.members(enough=MET_AT_ONCE))
             if self.env.clock.now() - saved_at >= SAVE_CONTACTS_SECONDS or pause == first:
                 saved_at = self.env.clock.now()
                 await save_contacts(self.env.disk, self.mesh.contacts())

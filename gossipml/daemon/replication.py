@@ -33,6 +33,7 @@ ASKED_AT_ONCE = 8
 ANSWER_SECONDS = 6.0  # for a dial, the handshake and the answer
 ACTING = 2  # of the live holders ask others at once: one may be wrong about who is there
 HAND_OVER_PAUSE = 0.3  # seconds between looks whether somebody has it
+SPARE = 2  # times R: so many of those who are listed are looked at, lest some be gone
 PATIENCE = 3  # counts without improvement, and every holder asks
 
 
@@ -123,16 +124,22 @@ class Replication:
     async def mend(self) -> None:
         """Count the replicas of what we hold, and ask others to hold what has too few."""
         self._counted_at = self._env.clock.now()
-        await self._refresh()
+        if self.wanted() < self.config.replicas:
+            await self._refresh()
         self._counted_for = self.wanted()
         kept = self.library.store.versions()
         self.live = await self.holders(kept)
         self._short = {version.version: self._short.get(version.version, 0) for version in kept}
-        async with trio.open_nursery() as nursery:
-            for version in kept:
-                missing = self.wanted() - 1 - len(self.live[version.version])
-                self._short[version.version] = self._short[version.version] + 1 if missing > 0 else 0
-                if missing > 0 and self._is_our_turn(version):
+        short: list[tuple[Manifest, int]] = []
+        for version in kept:
+            missing = self.wanted() - 1 - len(self.live[version.version])
+            self._short[version.version] = self._short[version.version] + 1 if missing > 0 else 0
+            if missing > 0 and self._is_our_turn(version):
+                short.append((version, missing))
+        if short:
+            await self._refresh()
+            async with trio.open_nursery() as nursery:
+                for version, missing in short:
                     nursery.start_soon(self._recruit, version, missing)
 
     async def hand_over(self, version: Manifest, seconds: float) -> bool:
@@ -150,7 +157,7 @@ class Replication:
         asked: dict[PeerId, tuple[Contact, list[Manifest]]] = {}
         live: dict[bytes, list[Contact]] = {version.version: [] for version in versions}
         for version in versions:
-            for provider in await self.library.catalogue.replicas(version.version):
+            for provider in await self.library.catalogue.replicas(version.version, SPARE * self.config.replicas):
                 contact = provider.contact
                 # A hundred holders that ask each other are ten thousand handshakes; most have a session anyway.
                 if provider.complete and self._is_met(contact.peer):

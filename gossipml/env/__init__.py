@@ -67,6 +67,10 @@ class Stream(Protocol):
     async def aclose(self) -> None: ...
 
 
+Heard = Callable[[bytes, Address], None]
+"""What is done about a datagram, at once and without waiting, and from where it came."""
+
+
 class Datagrams(Protocol):
     """A bound datagram socket."""
 
@@ -79,6 +83,9 @@ class Datagrams(Protocol):
         """Send or lose a datagram; OSError when the network says no at once."""
 
     async def receive(self) -> tuple[bytes, Address]: ...
+
+    async def serve(self, heard: Heard) -> None:
+        """Call `heard` with each datagram, until cancelled; OSError as from `receive`."""
 
     async def aclose(self) -> None: ...
 

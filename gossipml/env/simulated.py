@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
+import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar, TypeVarTuple
@@ -39,6 +40,7 @@ TraceEntry = tuple[float, str, str, str, int, int]
 """Virtual time, what happened, from, to, size, checksum of the content (0 where there is none)."""
 
 TRACE_ENTRIES = 20_000  # the latest ones are kept for people; the digest covers all
+MARKED = 4096  # bytes of a content that its checksum covers
 EPOCH = 1_700_000_000.0  # the wall clock when virtual time is 0
 MAX_VERIFIED = 1 << 14  # signatures remembered: those of the records of a hundred peers; 10 MB
 
@@ -68,7 +70,7 @@ class World:
         self._hash = hashlib.sha256()
         self._verify = functools.lru_cache(MAX_VERIFIED)(verify)  # of a pure function: what it says is the same
         self._time = VirtualTime()
-        self._network = Network(self._time, self.rng("network"), self._record, link or Link())
+        self._network = Network(self._time, self.rng("network"), self._record_content, link or Link())
 
     # Peers
 
@@ -190,6 +192,10 @@ class World:
         self.trace.append(entry)
         self.events += 1
         self._hash.update(repr(entry).encode())
+
+    def _record_content(self, kind: str, source: str, target: str, content: bytes) -> None:
+        if self._traced:
+            self._record(kind, source, target, len(content), zlib.crc32(content[:MARKED]))
 
     def _machine(self, name: str) -> Machine:
         network = self._network

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import random
-import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 
 FIRST_EPHEMERAL_PORT = 40000
 
-Record = Callable[[str, str, str, int, int], None]
+Record = Callable[[str, str, str, bytes], None]
+"""What happened, from, to, the content."""
 
 
 class Process:
@@ -127,11 +127,11 @@ class Network:
             return
         target = self.machine_at(machine, to)
         if target is None:
-            self.record("udp-nowhere", machine.name, to.host, len(data), 0)
+            self.record("udp-nowhere", machine.name, to.host, data)
             return
         link, rng = self.between(machine, target), self.rng
         if link.loss and rng.random() < link.loss:
-            self.record("udp-lost", machine.name, target.name, len(data), 0)
+            self.record("udp-lost", machine.name, target.name, data)
             return
         leaves = self.departure(machine, target, link, len(data))
         copies = 2 if link.duplicate and rng.random() < link.duplicate else 1
@@ -148,8 +148,8 @@ class Network:
         process = target.process
         socket = process.sockets.get(port) if process is not None else None
         if socket is None or not self.reachable(source, target):
-            self.record("udp-lost", source.name, target.name, len(data), 0)
+            self.record("udp-lost", source.name, target.name, data)
         elif socket.deliver(data, sender):
-            self.record("udp", source.name, target.name, len(data), zlib.crc32(data))
+            self.record("udp", source.name, target.name, data)
         else:
-            self.record("udp-overflow", source.name, target.name, len(data), 0)
+            self.record("udp-overflow", source.name, target.name, data)

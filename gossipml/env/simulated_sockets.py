@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import outcome
 import trio
 
-from gossipml.env import GOSSIP, PROTOCOLS, Credentials, Handler
+from gossipml.env import GOSSIP, PROTOCOLS, Credentials, Handler, Heard
 from gossipml.env.simulated_lan import SimulatedBeacons
 from gossipml.env.simulated_net import Machine, Network, Process
 from gossipml.env.simulated_stream import SimulatedStream, open_streams
@@ -38,6 +39,7 @@ class SimulatedDatagrams:
         self._process = process
         self._inbox: deque[tuple[bytes, Address]] = deque()
         self._receiver: trio.lowlevel.Task | None = None
+        self._heard: Heard | None = None  # what the receiver does, when it serves
         self._closed = False
         host = process.machine.host if local.host in WILDCARDS else local.host
         self._source = Address(host, local.port)  # where answers go
@@ -58,22 +60,38 @@ class SimulatedDatagrams:
             await trio.lowlevel.checkpoint()
             if self._inbox:
                 return self._inbox.popleft()
+        received: tuple[bytes, Address] = await self._wait()
+        return received
+
+    async def serve(self, heard: Heard) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError
+        while self._inbox:
+            await trio.lowlevel.checkpoint()
+            heard(*self._inbox.popleft())
+        await self._wait(heard)
+
+    async def _wait(self, heard: Heard | None = None) -> Any:  # Any: what trio passes on
         if self._receiver is not None:
             raise trio.BusyResourceError("another task is receiving from this socket")
-        self._receiver = trio.lowlevel.current_task()
+        self._receiver, self._heard = trio.lowlevel.current_task(), heard
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            self._receiver = None
+            self._receiver = self._heard = None
             return trio.lowlevel.Abort.SUCCEEDED
 
-        received: tuple[bytes, Address] = await trio.lowlevel.wait_task_rescheduled(abort)
-        return received
+        return await trio.lowlevel.wait_task_rescheduled(abort)
 
     def deliver(self, data: bytes, sender: Address) -> bool:
         """Whether there was room for it."""
+        if self._heard is not None:  # at once: a turn of the loop for each datagram would cost as much as most answers
+            try:
+                self._heard(data, sender)
+            except BaseException as error:
+                self._wake(outcome.Error(error))
+            return True
         if self._receiver is not None:
-            task, self._receiver = self._receiver, None
-            trio.lowlevel.reschedule(task, outcome.Value((data, sender)))
+            self._wake(outcome.Value((data, sender)))
             return True
         if len(self._inbox) >= INBOX_DATAGRAMS:
             return False
@@ -84,10 +102,13 @@ class SimulatedDatagrams:
         self._closed = True
         if self._process.sockets.get(self.local.port) is self:
             del self._process.sockets[self.local.port]
-        if self._receiver is not None:
-            task, self._receiver = self._receiver, None
-            trio.lowlevel.reschedule(task, outcome.Error(trio.ClosedResourceError()))
+        self._wake(outcome.Error(trio.ClosedResourceError()))
         await trio.lowlevel.checkpoint()
+
+    def _wake(self, received: outcome.Outcome[tuple[bytes, Address]]) -> None:
+        if self._receiver is not None:
+            task, self._receiver, self._heard = self._receiver, None, None
+            trio.lowlevel.reschedule(task, received)
 
 
 class SimulatedListener:
@@ -118,7 +139,7 @@ class SimulatedListener:
         try:
             await handler(stream)
         except Exception as error:
-            self._network.record(f"handler-{type(error).__name__}", name, stream.remote.host, 0, 0)
+            self._network.record(f"handler-{type(error).__name__}", name, stream.remote.host, b"")
             log.warning(
                 "%s: the session with %s failed: %r",
                 name,
@@ -224,7 +245,7 @@ class _Dial:
         listener = target.process.listeners.get(self.remote.port) if target.process is not None else None
         back = network.stream_arrival(target, source, 60)
         if listener is None:
-            network.record("refused", source.name, target.name, 0, 0)
+            network.record("refused", source.name, target.name, b"")
             network.time.call_at(back, self._fail, ConnectionRefusedError(111, f"nobody listens at {self.remote}"))
             return
         done = back + 2 * (back - network.time.now())
@@ -254,10 +275,10 @@ class _Dial:
         elif self.protocol not in PROTOCOLS:
             problem = f"{self.remote} speaks no protocol of ours; install the same version of gossipml"
         if problem:
-            network.record("rejected", source.name, target.name, 0, 0)
+            network.record("rejected", source.name, target.name, b"")
             self._fail(RemoteError(problem))
             return
-        network.record("connected", source.name, target.name, 0, 0)
+        network.record("connected", source.name, target.name, b"")
         near, far = open_streams(
             network, self.process, target.process, self.remote, ours, theirs, self.protocol, shared[0].key_id
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from gossipml.env import Heard
 from gossipml.errors import UserError
 from gossipml.ids import Address
 
@@ -152,6 +153,10 @@ class RealDatagrams:
             if self._at_once % AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
             return data, from_sockaddr(sender)
+
+    async def serve(self, heard: Heard) -> None:
+        while True:
+            heard(*await self.receive())
 
     async def aclose(self) -> None:
         if not self._closed:

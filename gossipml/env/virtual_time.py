@@ -13,7 +13,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +36,8 @@ class VirtualTime:
             raise LocalError("a simulated world needs a run with MockClock(autojump_threshold=0); use run_simulation")
         if "_autojump" in vars(clock):
             raise LocalError("this trio run has a simulated world already; one run holds one world")
-        vars(clock)["_autojump"] = self._advance
+        # And trio would read the real clock at every turn to find that it does not count.
+        vars(clock).update(_autojump=self._advance, current_time=self.now, deadline_to_sleep_time=self._until)
         self._clock: Any = clock  # Any: private parts
         self._runner: Any = trio_run.GLOBAL_RUN_CONTEXT.runner
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
@@ -44,6 +46,9 @@ class VirtualTime:
     def now(self) -> float:
         now: float = self._clock._virtual_base
         return now
+
+    def _until(self, deadline: float) -> float:
+        return deadline - self.now()
 
     def call_at(self, time: float, function: Callable[..., None], *args: object) -> None:
         """Call `function(*args)` at a virtual time, outside of any task: it may wake tasks, not raise."""
@@ -76,11 +81,17 @@ def deterministic(seed: int) -> Iterator[None]:
     be seeded. That covers every such set, because waking a task only ever adds it to the batch.
     """
     module: Any = trio_run
-    switch, state = module._ALLOW_DETERMINISTIC_SCHEDULING, module._r.getstate()
-    module._ALLOW_DETERMINISTIC_SCHEDULING = True
-    module._r.seed(seed)
+    switch, generator = module._ALLOW_DETERMINISTIC_SCHEDULING, module._r
+    module._ALLOW_DETERMINISTIC_SCHEDULING, module._r = True, _Shuffler(seed)
     try:
         yield
     finally:
-        module._ALLOW_DETERMINISTIC_SCHEDULING = switch
-        module._r.setstate(state)
+        module._ALLOW_DETERMINISTIC_SCHEDULING, module._r = switch, generator
+
+
+class _Shuffler(random.Random):
+    """Most batches are one task, for which the library does all it does for many."""
+
+    def shuffle(self, x: MutableSequence[Any]) -> None:
+        if len(x) > 1:
+            super().shuffle(x)

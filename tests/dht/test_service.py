@@ -18,7 +18,7 @@ from gossipml.dht.messages import Find, Found, Get, Got, NodeContact, Store, Sto
 from gossipml.dht.node import Check
 from gossipml.dht.records import Kind, Outcome, Record, sign_record
 from gossipml.dht.service import Dht, running
-from gossipml.env import Datagrams
+from gossipml.env import Datagrams, Heard
 from gossipml.env.link import Link, fixed, uniform
 from gossipml.identity import Identity
 from gossipml.ids import Address, NodeId
@@ -184,6 +184,23 @@ def test_lists_longer_than_a_reply_are_gathered_from_all_holders(simulate: Simul
     simulate(scenario)
 
 
+def test_where_some_of_a_list_are_enough_it_is_not_asked_for_part_by_part(simulate: Simulate) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        members = await cluster.grow(24)
+        for member in members:
+            await member.dht.put(cluster.announcement(member, KEYS[0], value=bytes(600)))
+        asker = min(members, key=lambda member: member.dht.stats.records).dht
+        assert asker.stats.records == 0, "it has the list from others alone"
+        sent = []
+        for enough in (8, 24):
+            before = asker.stats.sent
+            assert len(await asker.get(KEYS[0], full=True, enough=enough)) >= enough
+            sent.append(asker.stats.sent - before)
+        assert sent[0] <= 23 < sent[1], "all others once, and no more"
+
+    simulate(scenario)
+
+
 def test_get_returns_the_newest_of_a_mutable_record(simulate: Simulate) -> None:
     async def scenario(cluster: Cluster) -> None:
         owner, *others = await cluster.grow(8)
@@ -287,6 +304,10 @@ def test_errors_of_the_network_are_waited_out(simulate: Simulate) -> None:
         async def receive(self) -> tuple[bytes, Address]:
             self._maybe_fail()
             return await self._inner.receive()
+
+        async def serve(self, heard: Heard) -> None:
+            while True:
+                heard(*await self.receive())
 
         async def aclose(self) -> None:
             await self._inner.aclose()

@@ -48,6 +48,39 @@ async def two_sockets(world: World) -> tuple[Datagrams, Datagrams, Address]:
 # Datagrams
 
 
+def test_who_serves_hears_each_datagram_until_one_is_too_much_or_the_socket_closes() -> None:
+    async def scenario(world: World) -> None:
+        a, b, to_b = await two_sockets(world)
+        heard: list[bytes] = []
+
+        def hear(data: bytes, sender: Address) -> None:
+            assert sender == Address(world.host("a"), 8711)
+            heard.append(data)
+            if data == b"bad":
+                raise ValueError("too much")
+
+        async def serve(error: type[Exception]) -> None:
+            with pytest.raises(error):
+                await b.serve(hear)
+
+        a.post(b"1", to_b)
+        await trio.sleep(1)  # it waits in the socket
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, ValueError)
+            for data in (b"2", b"bad"):
+                await trio.sleep(1)
+                a.post(data, to_b)
+        assert heard == [b"1", b"2", b"bad"]
+        a.post(b"3", to_b)
+        assert (await b.receive())[0] == b"3"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, trio.ClosedResourceError)
+            await trio.sleep(1)
+            await b.aclose()
+
+    run_simulation(scenario, 1, link=STEADY)
+
+
 def test_datagrams_take_the_links_delay() -> None:
     async def scenario(world: World) -> None:
         a, b, to_b = await two_sockets(world)
@@ -195,6 +228,18 @@ def test_both_sides_know_the_protocol_that_the_dialler_chose(credentials: Member
             await net.connect(stream.remote, None, credentials("c"), "gossipml-other/1")
 
     connected(credentials, dialler, name_it)
+
+
+def test_a_small_message_travels_in_one_piece(credentials: Members) -> None:
+    async def read(stream: Stream) -> None:
+        assert await receive_exactly(stream, 6) == b"headed"
+
+    async def dialler(world: World, stream: Stream) -> None:
+        await stream.send_all(b"head", memoryview(b"ed"))
+        await trio.sleep(1)
+        assert [entry[4] for entry in world.trace if entry[1] == "tcp"] == [6]
+
+    connected(credentials, dialler, read)
 
 
 def test_a_connection_takes_two_round_trips_and_an_echo_one(credentials: Members) -> None:

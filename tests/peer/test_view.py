@@ -178,4 +178,5 @@ def test_only_connected_peers_are_passed_on() -> None:
     view = make_view()
     view.learn([contact(1)])
     view.introduced(contact(2), DIGEST, 0.0)
-    assert [c.peer for c in view.contacts(4)] == [peer_id(2)]
+    assert [c.peer for c in view.contacts(4, [peer_id(1), peer_id(2), peer_id(3)])] == [peer_id(2)]
+    assert view.contacts(0, [peer_id(2)]) == ()
