@@ -10,7 +10,7 @@ whose gradients are averaged. That is a step on 256 samples: an epoch has half a
 is another thing.
 
 All take turns of half a second, so that they meet the same machine; the medians of the turns are compared. The first
-steps of a turn do not count: others have had the caches, and helpers have gone to sleep, as between the rounds of a peer.
+steps of a turn do not count: others have had the caches, and helpers have gone to sleep, as between rounds of a peer.
 """
 
 from __future__ import annotations

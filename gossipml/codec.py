@@ -106,8 +106,10 @@ def _check_form(value: object, depth: int) -> None:
         if keys != sorted(keys):
             raise ValueError("map keys must be in order")
         items = fields.values()
-    else:
+    elif kind in _PLAIN:
         return
+    else:
+        raise TypeError(f"cannot decode {kind.__name__}")
     if depth == 0:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
     if not _PLAIN.issuperset(map(type, items)):

@@ -71,6 +71,8 @@ def test_any_bytes_are_a_canonical_value_or_a_remote_error(data: bytes) -> None:
         msgpack.packb(math.inf),
         msgpack.packb(msgpack.ExtType(1, b"x")),
         msgpack.packb(msgpack.Timestamp(1)),
+        b"\xc7\x00\x05",  # an extension without content
+        b"\x91\xc7\x00\x05",
         b"\x91" * 60 + b"\xc0",  # nested sixty deep
         msgpack.packb(1) + b"\x00",  # something after the end
         b"\xa1\xff",  # text that is no UTF-8
