@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -19,19 +19,38 @@ class Pool:
 
     def row(self, number: int) -> torch.Tensor:
         """(P,)."""
-        block, place = divmod(number, self._block)
-        while block >= len(self._blocks):
-            self._blocks.append(self._new(len(self._blocks)))
-        return self._blocks[block][place]
+        return self._at(number // self._block)[number % self._block]
 
     def rows(self, numbers: Sequence[int]) -> torch.Tensor:
         """A copy, (N, P)."""
-        return torch.stack([self.row(number) for number in numbers])
+        parts, order = [], []
+        for block, here, places in self._by_block(numbers):
+            parts.append(self._at(block)[places])
+            order += here
+        if len(parts) == 1:
+            return parts[0]
+        found = torch.cat(parts)
+        return found[torch.tensor(order, device=found.device).argsort()]
 
     def put(self, numbers: Sequence[int], values: torch.Tensor) -> None:
         """`values` (N, P) become these rows."""
-        for number, value in zip(numbers, values, strict=True):
-            self.row(number).copy_(value)
+        for block, here, places in self._by_block(numbers):
+            self._at(block)[places] = values[here]
+
+    def _at(self, block: int) -> torch.Tensor:
+        while block >= len(self._blocks):
+            self._blocks.append(self._new(len(self._blocks)))
+        return self._blocks[block]
+
+    def _by_block(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[int], list[int]]]:
+        """Blocks, which of the numbers are in each, and where there: row by row a GPU would take its time."""
+        found: dict[int, tuple[list[int], list[int]]] = {}
+        for index, number in enumerate(numbers):
+            here, places = found.setdefault(number // self._block, ([], []))
+            here.append(index)
+            places.append(number % self._block)
+        for block, (here, places) in found.items():
+            yield block, here, places
 
     def take(self, count: int) -> list[int]:
         """Rows that are nobody's; each is used once."""

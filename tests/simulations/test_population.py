@@ -40,6 +40,7 @@ from gossipml.simulations.network import Links, fixed
 from gossipml.simulations.population_engine import PopulationEngine
 from gossipml.simulations.population_helpers import Helpers
 from gossipml.simulations.population_merging import Merging, Mixer
+from gossipml.simulations.population_pool import Pool
 from gossipml.simulations.population_setting import (
     device_of,
     gossip_config,
@@ -422,6 +423,23 @@ def test_progress_is_told_between_rows() -> None:
     kinds = [type(each).__name__ for each in population.run(SMALL, 1, "cpu")]
     assert kinds[0] == kinds[-1] == "Row"
     assert "Progress" in kinds
+
+
+def test_rows_under_way_are_put_and_taken_wherever_their_blocks_are() -> None:
+    pool = Pool(2, lambda number: torch.zeros(2, 3))
+    numbers = pool.take(5)
+    assert sorted(numbers) == [0, 1, 2, 3, 4]
+    mixed = [4, 1, 3, 0]
+    pool.put(mixed, torch.arange(12.0).view(4, 3))
+    assert torch.equal(pool.row(3), torch.tensor([6.0, 7.0, 8.0]))
+    assert torch.equal(pool.rows(mixed), torch.arange(12.0).view(4, 3))
+    assert torch.equal(pool.rows([3, 4]), torch.tensor([[6.0, 7.0, 8.0], [0.0, 1.0, 2.0]]))
+    assert not pool.row(2).any()
+    pool.use(numbers[0])
+    pool.drop(numbers[0])
+    assert pool.used == 5
+    pool.drop(numbers[0])
+    assert pool.take(1) == [numbers[0]]
 
 
 def test_a_lie_in_parts_of_a_model_lands_where_parts_are_and_is_refused_when_it_is_no_number() -> None:
