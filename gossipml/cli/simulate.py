@@ -233,7 +233,8 @@ def _run_sweep(
     else:
         from gossipml.cli.simulate_view import sweep_table
 
-        _console().print(sweep_table(lines), markup=False)
+        console = _console()
+        console.print(sweep_table(lines, console.width), markup=False)
         _print_files([folder / "table.csv"])
     if failed:
         raise UserError(f"{len(failed)} of {len(cells)} cells failed; the first: {failed[0][0].name}: {failed[0][1]}")
@@ -277,7 +278,7 @@ def _print_result(result: Result, files: list[Path]) -> None:
     from gossipml.simulations.summary import compare_figures, summarise
 
     console = _console()
-    console.print(summary_table(summarise(result)), markup=False)
+    console.print(summary_table(summarise(result), console.width), markup=False)
     reference = result.scenario.reference
     if figures := compare_figures(result):
         console.print(figures_table(figures), markup=False)

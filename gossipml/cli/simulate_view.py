@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from gossipml.simulations.sweep import SweepCell
 
 LINE_SECONDS = 5.0  # between two lines in a pipe
+VARIANT_LEAST = 20  # characters for the name of a variant, before columns are left out for it
+LEFT_OUT = ("messages", "consensus", "± peers", "of\naverage", "served", "worst", "sent a\npeer")  # in this order
 
 
 def _figures(row: Row) -> str:
@@ -111,50 +113,64 @@ class BarView(LinesView):
         self._bar.update(self._task, figures=_figures(row))
 
 
-def summary_table(lines: list[Line]) -> Table:
-    """What each variant ended with; columns that nobody measured are left out."""
-    return _ends_table([], [((), line) for line in lines])
+def summary_table(lines: list[Line], width: int) -> Table:
+    """What each variant ended with, in so many columns of the terminal; what nobody measured is left out."""
+    return _ends_table([], [((), line) for line in lines], width)
 
 
-def sweep_table(lines: list[tuple[SweepCell, Line]]) -> Table:
+def sweep_table(lines: list[tuple[SweepCell, Line]], width: int) -> Table:
     """The same of every cell of a sweep."""
     paths = [path for path, _ in lines[0][0].settings] if lines else []
-    return _ends_table(paths, [(tuple(str(value) for _, value in cell.settings), line) for cell, line in lines])
+    return _ends_table(paths, [(tuple(str(value) for _, value in cell.settings), line) for cell, line in lines], width)
 
 
-def _ends_table(paths: list[str], rows: list[tuple[tuple[str, ...], Line]]) -> Table:
+def _ends_table(paths: list[str], rows: list[tuple[tuple[str, ...], Line]], width: int) -> Table:
     lines = [line for _, line in rows]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for path in paths:
-        table.add_column(path, justify="right")
-    table.add_column("variant", overflow="fold")
-    columns = [
+    names = [
         ("accuracy", "accuracy"),
         ("± peers", "accuracy_std"),
         ("worst", "accuracy_min"),
-        ("of average", "accuracy_average"),
+        ("of\naverage", "accuracy_average"),
         ("served", "accuracy_served"),
         ("variance", "variance"),
         ("consensus", "consensus"),
-        ("sent a peer", "bytes"),
+        ("sent a\npeer", "bytes"),
         ("messages", "messages"),
     ]
     if any(not math.isnan(line.end.accuracy) for line in lines):
-        columns = [each for each in columns if each[1] != "variance"]
-    used = [each for each in columns if any(not math.isnan(getattr(line.end, each[1])) for line in lines)]
-    for title, _ in used:
+        names = [each for each in names if each[1] != "variance"]
+    columns = {
+        title: [shown(name, getattr(line.end, name)) for line in lines]
+        for title, name in names
+        if any(not math.isnan(getattr(line.end, name)) for line in lines)
+    }
+    columns["rounds"] = [f"{line.end.round:g}" + ("" if line.complete else " (stopped)") for line in lines]
+    columns["updates\n/s"] = [shown("updates", line.updates_per_second) for line in lines]
+    settings = {path: [values[place] for values, _ in rows] for place, path in enumerate(paths)}
+    longest = max((len(line.variant) for line in lines), default=0)
+    left = width - sum(map(_width, settings.items())) - min(longest, VARIANT_LEAST) - 3
+    for title in LEFT_OUT:
+        if sum(map(_width, columns.items())) > left:
+            columns.pop(title, None)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for path in settings:
+        table.add_column(path, justify="right")
+    table.add_column("variant", overflow="fold")
+    for title in columns:
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("rounds", justify="right")
-    table.add_column("updates/s", justify="right", no_wrap=True)
-    for values, line in rows:
+    for place, line in enumerate(lines):
         table.add_row(
-            *values,
+            *(cells[place] for cells in settings.values()),
             line.variant,
-            *(shown(column, getattr(line.end, column)) for _, column in used),
-            f"{line.end.round:g}" + ("" if line.complete else " (stopped)"),
-            shown("updates", line.updates_per_second),
+            *(cells[place] for cells in columns.values()),
         )
     return table
+
+
+def _width(column: tuple[str, list[str]]) -> int:
+    """With the space beside it."""
+    title, cells = column
+    return 3 + max(len(text) for text in (*title.split("\n"), *cells))
 
 
 def figures_table(figures: list[Compared]) -> Table:

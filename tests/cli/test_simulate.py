@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from gossipml.cli.app import app
+from gossipml.cli.simulate_view import summary_table
 from gossipml.errors import UserError
-from gossipml.simulations.result import load_result
+from gossipml.simulations.result import Row, load_result
+from gossipml.simulations.summary import Line
 
 VECTORS = """
 name = "vectors"
@@ -94,6 +99,21 @@ def test_results_and_scenarios_are_compared_and_plotted() -> None:
     Path("a/report.html").unlink()
     invoke("plot", "a")
     assert Path("a/report.html").is_file()
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, 200])
+def test_in_a_narrow_terminal_columns_are_left_out_and_names_stay_whole(width: int) -> None:
+    end = Row(
+        "push to 4, 30 % lost", 1, 25.0, 250.0, accuracy=0.9, accuracy_std=0.01, accuracy_min=0.8,
+        accuracy_average=0.95, accuracy_served=0.9, consensus=0.1, bytes=1e6, messages=154.0,
+    )  # fmt: skip
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(summary_table([Line(end.variant, 1, end, math.nan, 368.0, True)], width), markup=False)
+    text = console.export_text()
+    [line] = [line for line in text.splitlines() if "lost" in line]
+    assert "push to 4, 30 % lost" in line
+    assert "90.0 %" in line and "368" in line and "…" not in text
+    assert ("154" in line) == (width == 200)
 
 
 def test_the_shipped_scenarios_are_listed() -> None:
