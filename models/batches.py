@@ -77,6 +77,15 @@ class Samples:
     def __len__(self) -> int:
         return len(self._targets)
 
+    @property
+    def kept(self) -> torch.Tensor | None:
+        """All inputs, of which `scale` times as much is what the model takes; None where they are not kept."""
+        return self._ingested
+
+    @property
+    def all_targets(self) -> torch.Tensor:
+        return self._targets
+
     def at(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs (b, ...) and targets (b,) of the samples at `indices` (b,), int64 on the CPU. Thread-safe, as far as
         the model's `ingest` is."""

@@ -30,6 +30,7 @@ from gossipml.models.flat import build_flat
 from gossipml.models.kernels import Kernel, kernel_for
 from gossipml.models.kernels_dense import DenseKernel
 from gossipml.models.kernels_functional import FunctionalKernel
+from gossipml.models.kernels_linear import LinearLoop, linear_loop
 from gossipml.models.partition import Indices
 from gossipml.models.spec import Sgd, Spec
 from gossipml.simulations.population_helpers import CAN_FORK, Helpers
@@ -86,8 +87,9 @@ class Threads:
 class _Hand:
     """What one thread trains with."""
 
-    def __init__(self, kernel: Kernel, samples: Samples) -> None:
+    def __init__(self, kernel: Kernel, loop: LinearLoop | None, samples: Samples) -> None:
         self.kernel = kernel
+        self.loop = loop
         self.dense = kernel if isinstance(kernel, DenseKernel) else None
         self.feed = Feed(samples, scaled=self.dense is None)
         if self.dense is not None:
@@ -189,12 +191,14 @@ class Trainees:
         """All steps of peers with the same batch size, those with most steps first."""
         peers = [peer for peer, _ in chunk]
         places = self._draw(chunk)
-        targets = self._samples.targets(places)
-        rows = torch.tensor(peers, device=self._device)
-        stages = _stages([steps for _, steps in chunk])
+        steps = [steps for _, steps in chunk]
         hand = self._hand()
-        take = self._descend if hand.dense is not None else self._step
-        good = take(hand, rows, places, targets, stages)
+        if hand.loop is not None:
+            good = hand.loop.descend(self.x, self._velocity, peers, steps, places, self._sgd)
+        else:
+            take = self._descend if hand.dense is not None else self._step
+            rows = torch.tensor(peers, device=self._device)
+            good = take(hand, rows, places, self._samples.targets(places), _stages(steps))
         diverged = [peer for peer, is_good in zip(peers, good, strict=True) if not is_good]
         for peer in diverged:
             self.forget_velocity(peer)
@@ -273,7 +277,7 @@ class Trainees:
         if found is None:
             module = copy.deepcopy(self._module).train()
             kernel = kernel_for(self.spec, module) or FunctionalKernel(self.spec, module)
-            found = self._hands.hand = _Hand(kernel, self._samples)
+            found = self._hands.hand = _Hand(kernel, linear_loop(self.spec, module, self._samples), self._samples)
         return found
 
     def _frozen_places(self, module: torch.nn.Module) -> list[tuple[int, int]]:
