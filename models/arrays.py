@@ -8,6 +8,7 @@ more than a slice beside its arguments and its result.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -18,6 +19,11 @@ Few: TypeAlias = NDArray[np.float64]  # a number or some for each model, never f
 
 IN_CACHE: Final = 1 << 17  # values of all models in a slice: 512 KiB, in the second-level cache with their scratch
 ON_DEVICE: Final = 1 << 26  # the same on a GPU, where each slice costs a launch: 256 MiB
+
+
+def can_compile() -> bool:
+    """Whether there is numba (the extra `simulate`), and with it `loops`."""
+    return find_spec("numba") is not None
 
 
 def is_numpy(values: A) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
+from gossipml.models.arrays import can_compile
 from gossipml.models.batches import Samples
 from gossipml.models.kernels_dense import dense_layers
 from gossipml.models.kernels_layers import Linear
@@ -78,7 +78,7 @@ def linear_loop(spec: Spec, module: nn.Module, samples: Samples) -> LinearLoop |
     """For this module, where it is one linear layer with a loss that is known here; else, or without numba, None."""
     layers = dense_layers(module)
     loss = getattr(spec.loss, "standard_loss", None)
-    if len(layers) != 1 or loss not in ("cross-entropy", "squared-error-of-classes") or find_spec("numba") is None:
+    if len(layers) != 1 or loss not in ("cross-entropy", "squared-error-of-classes") or not can_compile():
         return None
     (linear,) = layers
     kept = samples.kept

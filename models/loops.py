@@ -256,3 +256,53 @@ def _error(
         row = z[i, :outputs]
         row *= factor
         row[targets[places[i]]] -= factor
+
+
+@compiled
+def compare(
+    x: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    models: NDArray[np.float32],
+    theirs: NDArray[np.int64],
+    split: int,
+    norms: bool,
+) -> NDArray[np.float64]:
+    """Sums of squares (n, 4): of each of these rows of x (N, P), where `norms` are wanted, up to `split` and from there
+    on, and of its difference from that row of `models`."""
+    found = np.zeros((len(rows), 4))
+    for place in range(len(rows)):
+        own, model = x[rows[place]], models[theirs[place]]
+        parts = ((own[:split], model[:split]), (own[split:], model[split:]))
+        for part in range(2):
+            ours, other = parts[part]
+            apart = length = ZERO
+            for k in range(len(ours)):
+                difference = other[k] - ours[k]
+                apart += difference * difference
+            if norms:
+                for k in range(len(ours)):
+                    length += ours[k] * ours[k]
+            found[place, part], found[place, 2 + part] = length, apart
+    return found
+
+
+@compiled
+def approach(
+    x: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    models: NDArray[np.float32],
+    theirs: NDArray[np.int64],
+    split: int,
+    factors: NDArray[np.float32],
+) -> None:
+    """Moves each of these rows by its `factors` (n, 2) of the way to that row of `models`, up to `split` and from there
+    on; by 0 of it not at all, whatever is there."""
+    for place in range(len(rows)):
+        own, model = x[rows[place]], models[theirs[place]]
+        parts = ((own[:split], model[:split]), (own[split:], model[split:]))
+        for part in range(2):
+            ours, other = parts[part]
+            factor = factors[place, part]
+            if factor != 0:
+                for k in range(len(ours)):
+                    ours[k] += factor * (other[k] - ours[k])

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -75,14 +75,15 @@ class Merger:
             x[:] = target
             return MergeReport(True, "", distance)
         clips = self.rule.name == "clipping"
-        factor = self._clipped(weight, _length(x[:split]), distance, share) if clips else weight
-        if isinstance(factor, str):
-            return MergeReport(False, factor, distance)
+        owns = (_length(x[:split]), _length(x[split:])) if clips else (0.0, 0.0)
+        factors = self._factors(weight, owns, (distance, away), share)
+        if isinstance(factors, str):
+            return MergeReport(False, factors, distance)
         if clips and split < len(x):
-            _move(x[split:], differences[split:], self._buffers_factor(weight, _length(x[split:]), away))
-            _move(x[:split], differences[:split], factor)
+            _move(x[split:], differences[split:], factors[1])
+            _move(x[:split], differences[:split], factors[0])
         else:
-            _move(x, differences, factor)
+            _move(x, differences, factors[0])
         return MergeReport(True, "", distance)
 
     def take_together(self, x: A, models: Sequence[A]) -> list[MergeReport]:
@@ -113,6 +114,18 @@ class Merger:
             return MergeReport(False, str(error), 0.0, fault=True)
         return None
 
+    def _factors(
+        self, weight: float, owns: tuple[float, float], distances: tuple[float, float], share: float
+    ) -> tuple[float, float] | str:
+        """By how much parameters, and buffers, go towards a model at these distances, our own norms being `owns`, which
+        only clipping asks for; text: it is left out, for that reason."""
+        if self.rule.name != "clipping":
+            return weight, weight
+        factor = self._clipped(weight, owns[0], distances[0], share)
+        if isinstance(factor, str) or not self._coordinates.buffers:
+            return factor if isinstance(factor, str) else (factor, factor)
+        return factor, self._buffers_factor(weight, owns[1], distances[1])
+
     def _clipped(self, weight: float, own: float, distance: float, share: float) -> float | str:
         """By how much to go towards a model at that distance, our own norm being `own`; text: it is left out, for that
         reason."""
@@ -129,6 +142,47 @@ class Merger:
         bound = self._buffers_bound.bound(own)
         self._buffers_bound.learn(distance)
         return weight * clipping_factor(distance, bound)
+
+
+class Places(NamedTuple):
+    """Some rows of arrays (N, P): those of `x` are to take those of `models`, pair by pair."""
+
+    x: A
+    rows: Sequence[int]
+    models: A
+    theirs: Sequence[int]
+
+
+def take_places(
+    mergers: Sequence[Merger], places: Places, weights: Sequence[float], share: float = 1.0
+) -> list[MergeReport]:
+    """`Merger.take` for each of these pairs of numpy's rows, no row of `x` twice; by any rule but `slerp`. In compiled
+    loops (`arrays.can_compile`), which touch each number twice and need no room."""
+    from gossipml.models import loops  # imports numba
+
+    first, reports = mergers[0], []
+    x, models = places.x, places.models
+    rows, theirs = np.array(places.rows), np.array(places.theirs)
+    split, clips = first._split, first.rule.name == "clipping"
+    factors = np.zeros((len(rows), 2), dtype=np.float32)
+    measured = loops.compare(x, rows, models, theirs, split, clips).tolist()
+    for place, (merger, weight, found) in enumerate(zip(mergers, weights, measured, strict=True)):
+        check_weight(weight)
+        own, own_buffers, distance, away = map(math.sqrt, found)
+        distance /= math.sqrt(share)
+        if fault := first._wrong_variance(models[theirs[place]]):
+            reports.append(fault)
+        elif not math.isfinite(distance + away):
+            reports.append(TOO_LARGE if math.isfinite(_length(x[rows[place]])) else NOT_FINITE)
+        else:
+            chosen = merger._factors(weight, (own, own_buffers), (distance, away), share)
+            if isinstance(chosen, str):
+                reports.append(MergeReport(False, chosen, distance))
+            else:
+                factors[place] = chosen
+                reports.append(MergeReport(True, "", distance))
+    loops.approach(x, rows, models, theirs, split, factors)
+    return reports
 
 
 def take_rows(mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], share: float = 1.0) -> list[MergeReport]:

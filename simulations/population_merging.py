@@ -15,13 +15,13 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import torch
 
-from gossipml.models.arrays import IN_CACHE, ON_DEVICE
+from gossipml.models.arrays import IN_CACHE, ON_DEVICE, can_compile
 from gossipml.models.averaging import Coordinates
 from gossipml.models.compression import Form, packed_size, parse_form, received, unpack_into
 from gossipml.models.encoding import MAX_MAGNITUDE
 from gossipml.models.feedback import Outgoing
 from gossipml.models.merge_rules import MergeRule
-from gossipml.models.merger import Merger, take_rows
+from gossipml.models.merger import Merger, Places, take_places, take_rows
 from gossipml.models.trainer import MergeReport
 from gossipml.models.training import MERGE_SHARE, share_of_average
 from gossipml.simulations.population_helpers import Helpers
@@ -76,6 +76,7 @@ class Mixer:
         self._outgoing: dict[int, Outgoing] = {}
         self._one_by_one = x.device.type == "cpu"  # in the cache from the first pass to the last, and in place
         self._most = max(1, CHUNK_BYTES // (4 * x.shape[1])) if self._one_by_one else 4096
+        self._in_loops = self._one_by_one and rule.name != "slerp" and can_compile()
         self._doubtful = doubtful
         served = helpers.memory(len(watched), x.shape[1])
         served[:] = start
@@ -109,8 +110,10 @@ class Mixer:
             for peer, row, _ in copies:
                 self._send(peer, row, form)
         elif self._one_by_one and form.values == "float32":
+            x = self.x.numpy()
             for peer, row, _ in copies:
-                self.pool.row(row).copy_(self.x[peer])
+                block, place = self.pool.place(row)
+                self.pool.block(block).numpy()[place] = x[peer]
         else:
             exact = self._coordinates.buffers
             for begin in range(0, len(copies), self._most):
@@ -145,8 +148,37 @@ class Mixer:
         return [MergeReport(*report) for report in self._helpers.do("merge", merges)]
 
     def _merge(self, merges: Sequence[tuple[int, int, str, float]]) -> list[_Report]:
+        if self._in_loops:
+            return self._merge_in_loops([Merging(*each) for each in merges])
         room = np.empty(self.x.shape[1], dtype=np.float32)
         return [_told(self._merge_one(Merging(*each), room)) for each in merges]
+
+    def _merge_in_loops(self, merges: Sequence[Merging]) -> list[_Report]:
+        """The same, as many at once as the cache holds."""
+        found: list[_Report] = [(False, "", 0.0, False)] * len(merges)
+        blocks: dict[int, list[int]] = {}
+        for place, merging in enumerate(merges):
+            if form_of(merging.encoding).share < 1.0:
+                found[place] = _told(self._merge_one(merging, None))  # the model, which is a copy, may be anything then
+            elif not self._good(self.pool.row(merging.row)[None])[0]:
+                found[place] = _told(REFUSED)
+            else:
+                blocks.setdefault(self.pool.place(merging.row)[0], []).append(place)
+        x = self.x.numpy()
+        for block, places in blocks.items():
+            models = self.pool.block(block).numpy()
+            for begin in range(0, len(places), self._most):
+                some = places[begin : begin + self._most]
+                receivers = [merges[place].receiver for place in some]
+                rows = [self.pool.place(merges[place].row)[1] for place in some]
+                weights = [merges[place].weight for place in some]
+                mergers = [self._mergers[receiver] for receiver in receivers]
+                reports = take_places(mergers, Places(x, receivers, models, rows), weights)
+                for place, receiver, report in zip(some, receivers, reports, strict=True):
+                    found[place] = _told(report)
+                    if report.applied:
+                        self._moved(receiver, MERGE_SHARE)
+        return found
 
     def _merge_rows(self, merges: Sequence[Merging]) -> list[MergeReport]:
         """The same, many at once."""
@@ -177,7 +209,7 @@ class Mixer:
         return found
 
     def _merge_one(self, merging: Merging, room: Any) -> MergeReport:
-        """`room` (P,), an array, is anything afterwards."""
+        """`room` (P,), an array, is anything afterwards; without one, the model is."""
         form, receiver = form_of(merging.encoding), merging.receiver
         own, model = self.x[receiver], self.pool.row(merging.row)
         if form.share < 1.0:

@@ -19,13 +19,17 @@ class Pool:
 
     def row(self, number: int) -> torch.Tensor:
         """(P,)."""
-        return self._at(number // self._block)[number % self._block]
+        return self.block(number // self._block)[number % self._block]
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The number of the block that has the row, and where there."""
+        return number // self._block, number % self._block
 
     def rows(self, numbers: Sequence[int]) -> torch.Tensor:
         """A copy, (N, P)."""
         parts, order = [], []
         for block, here, places in self._by_block(numbers):
-            parts.append(self._at(block)[places])
+            parts.append(self.block(block)[places])
             order += here
         if len(parts) == 1:
             return parts[0]
@@ -35,12 +39,13 @@ class Pool:
     def put(self, numbers: Sequence[int], values: torch.Tensor) -> None:
         """`values` (N, P) become these rows."""
         for block, here, places in self._by_block(numbers):
-            self._at(block)[places] = values[here]
+            self.block(block)[places] = values[here]
 
-    def _at(self, block: int) -> torch.Tensor:
-        while block >= len(self._blocks):
+    def block(self, number: int) -> torch.Tensor:
+        """(rows, P)."""
+        while number >= len(self._blocks):
             self._blocks.append(self._new(len(self._blocks)))
-        return self._blocks[block]
+        return self._blocks[number]
 
     def _by_block(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[int], list[int]]]:
         """Blocks, which of the numbers are in each, and where there: row by row a GPU would take its time."""

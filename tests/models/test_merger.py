@@ -9,11 +9,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from gossipml.models.arrays import A, can_compile
 from gossipml.models.averaging import Coordinates
 from gossipml.models.compression import parse_form, unpack_into
 from gossipml.models.feedback import MOST_STATES, Outgoing
 from gossipml.models.merge_rules import merge, parse_merge
-from gossipml.models.merger import Merger, take_rows
+from gossipml.models.merger import Merger, Places, take_places, take_rows
 from gossipml.models.merging import FACTOR, LEARNT
 
 Vector = NDArray[np.float32]
@@ -46,20 +47,29 @@ def test_a_merge_lies_between_both_and_is_the_same_for_arrays_and_tensors(rule: 
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_many_peers_at_once_come_to_what_each_comes_to_alone(rule: str, share: float) -> None:
     coordinates = Coordinates(40, 36, ((38, 40),))
-    mergers = [[Merger(parse_merge(rule), coordinates) for _ in range(5)] for _ in range(3)]
+    mergers = [[Merger(parse_merge(rule), coordinates) for _ in range(5)] for _ in range(4)]
     alone, arrays = (np.abs(np.stack(vectors(5))) for _ in range(2))
     tensors = torch.from_numpy(arrays.copy())
+    others: dict[int, A] = {1: arrays, 2: tensors}
+    if can_compile() and rule != "slerp":
+        others[3] = arrays.copy()
     for number in range(8):  # long enough that distances are known
         m = np.abs(np.stack(vectors(5, seed=number + 1)))
         if number == 5:
             m[1, 39] = -1.0  # a negative variance
         if number == 6:
-            m[2], alone[3, 0], arrays[3, 0], tensors[3, 0] = 100.0, np.nan, np.nan, np.nan  # a stray, and our own fault
+            m[2], alone[3, 0] = 100.0, np.nan  # a stray, and our own fault
+            for x in others.values():
+                x[3, 0] = np.nan
         weights = list(np.linspace(0.1, 0.5, 5))
         one = [mergers[0][i].take(alone[i], m[i].copy(), weights[i], share) for i in range(5)]
-        for place, x in ((1, arrays), (2, tensors)):
-            models = m.copy() if place == 1 else torch.from_numpy(m.copy())
-            many = take_rows(mergers[place], x, models, weights, share)
+        for place, x in others.items():
+            models = torch.from_numpy(m.copy()) if place == 2 else m.copy()
+            if place == 3:
+                many = take_places(mergers[3], Places(x, range(5), m[::-1], range(4, -1, -1)), weights, share)
+                assert np.array_equal(m, models), "models under way are everybody's"
+            else:
+                many = take_rows(mergers[place], x, models, weights, share)
             assert [(each.applied, each.fault, each.reason) for each in many] == [
                 (each.applied, each.fault, each.reason) for each in one
             ]
@@ -68,7 +78,8 @@ def test_many_peers_at_once_come_to_what_each_comes_to_alone(rule: str, share: f
         if number in (5, 6):
             assert not one[1 if number == 5 else 3].applied
         if number == 6:
-            alone[3], arrays[3], tensors[3] = 1.0, 1.0, 1.0
+            for x in (alone, *others.values()):
+                x[3] = 1.0
 
 
 @pytest.mark.parametrize("rule", TOGETHER)
