@@ -28,6 +28,8 @@ class Progress:
     model: str
     steps: int
     serve_average: bool
+    averaged: float
+    """How many merges the average has seen."""
     rounds_alone: int
     order: str
     optimiser: str
@@ -55,12 +57,13 @@ def unpack(data: bytes, layout: Layout) -> tuple[dict[str, torch.Tensor], Progre
             model=str(fields["model"]),
             steps=int(fields["steps"]),
             serve_average=bool(fields["serve_average"]),
+            averaged=float(fields["averaged"]),
             rounds_alone=int(fields["rounds_alone"]),
             order=str(fields["order"]),
             optimiser=str(fields["optimiser"]),
             optimiser_kind=str(fields["optimiser_kind"]),
         )
-        if progress.steps < 0:
+        if progress.steps < 0 or not 0 <= progress.averaged < math.inf:
             raise ValueError("its counters are out of range")
         if (progress.model, progress.digest) == (layout.model, layout.digest):
             tensors = load(data)

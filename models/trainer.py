@@ -119,6 +119,9 @@ class Trainer(Protocol):
         """The merge of our parameters and all of these (body, encoding), for rules that compare models; a report for
         each. Whole models only."""
 
+    async def settle(self) -> None:
+        """Nobody around trains any more: our parameters become their average over time, which is what is served."""
+
     async def evaluate(self) -> Evaluation | None:
         """How good the served parameters are; chooses which are served. None without data."""
 

@@ -3,13 +3,11 @@
 The training loop reads top to bottom in `step`. Everything here blocks; the worker process calls it between
 two looks at its commands.
 
-Beside the parameters x there is `average`, an exponential average of x taken after each merge, before local
-steps pull x towards the local data again: an estimate of what the neighbourhood agrees on. It is served, unless
-x does better on local validation data by more than the local classes explain: by the share of local samples
-that would need another class to make the part as even as the test part. (Measured with 4 peers, mnist-mlp,
-labels:4, learning rate 0.05, 30 rounds of 50 steps: test accuracy of x 0.853, of this average 0.953; serving
-whichever is better on the local validation share, which knows only local classes, chose x half of the time:
-0.887.)
+Beside the parameters x there is their average over time (`over_time`). It is served, unless x does better on local
+validation data by more than the local classes explain: by the share of local samples that would need another class to
+make the part as even as the test part. (Measured with 4 peers, mnist-mlp, labels:4, learning rate 0.05, 30 rounds of 50
+steps: test accuracy of x 0.853, of this average 0.953; serving whichever is better on the local validation share, which
+knows only local classes, chose x half of the time: 0.887.)
 """
 
 from __future__ import annotations
@@ -36,6 +34,7 @@ from gossipml.models.flat import build_flat
 from gossipml.models.kernels_split import Choice, Split, choose_split, make_steps
 from gossipml.models.merger import Merger
 from gossipml.models.optimise import FlatSgd, OuterStep, TorchOptimiser, make_optimiser
+from gossipml.models.over_time import OverTime
 from gossipml.models.predict import Forward
 from gossipml.models.serving import Answering
 from gossipml.models.spec import Spec
@@ -45,9 +44,6 @@ from gossipml.models.tuning import Tuning
 T = TypeVar("T")
 Body: TypeAlias = bytes | bytearray | memoryview
 
-MERGE_SHARE = 0.15  # of x in the average at each merge: two rounds of three neighbours; 0.05 to 0.25 are alike
-SETTLED = 20  # merges without a step between, more than a round brings: then nothing pulls x from what they agree on
-ALONE_SHARE = 0.3  # the same once a round in which nothing was merged: a peer alone averages its own last rounds
 ALONE_ROUNDS = 3  # without a merge, and the average is of our own rounds: then no class is favoured
 EVALUATION_CHUNK = 256  # samples: 1 to 2 ms for 784-100-10, so that commands never wait long
 
@@ -70,7 +66,7 @@ class LocalTrainer:
         self.spec = spec
         self._flat, self.layout = build_flat(spec, network_id, self._device)
         vector = self._flat.vector
-        self._average = vector.clone()
+        self._over_time = OverTime(vector.clone())
         self._answering = Answering(spec, self._flat, self._device)
         self._moving = make_optimiser(self._flat, spec, tuning)
         self._outer = OuterStep(tuning.outer, vector[: self._flat.parameter_count]) if tuning.outer else None
@@ -85,7 +81,6 @@ class LocalTrainer:
         self._outgoing = Outgoing(vector.cpu().numpy(), exact=self.layout.buffers)
         self._serve_average = True
         self._rounds_alone = ALONE_ROUNDS
-        self._merges = 0  # since the last step
         self.steps = 0
         self._loss = torch.zeros(1, device=self._device)
         self._loss_steps = 0
@@ -128,7 +123,7 @@ class LocalTrainer:
         if self._outer is not None and self.steps and math.isfinite(float(self._x.sum())):
             self._outer.step()
         if self.steps and self._rounds_alone and math.isfinite(float(self._x.sum())):
-            self._average.lerp_(self._x, ALONE_SHARE)
+            self._over_time.alone(self._x)
         self._rounds_alone += 1
 
     def step(self) -> None:
@@ -136,7 +131,7 @@ class LocalTrainer:
         self._loss += self._steps.take(self._order.next_indices(), self._order.coming())
         self._loss_steps += 1
         self.steps += 1
-        self._merges = 0
+        self._over_time.stepped()
 
     def end_round(self) -> float:
         """The mean loss of the round's steps.
@@ -200,7 +195,7 @@ class LocalTrainer:
         incoming = torch.from_numpy(self._incoming).to(self._device)
         report = self._merger.take(self._x, incoming, weight, form.share)
         if report.applied:
-            self._moved(MERGE_SHARE * form.share)
+            self._moved(form.share)
         return report
 
     def merge_together(self, updates: Sequence[tuple[Body, str]]) -> list[MergeReport]:
@@ -219,8 +214,15 @@ class LocalTrainer:
         merged = iter(self._merger.take_together(self._x, models))
         reports = [report or next(merged) for report in read]
         merges = sum(report.applied for report in reports)
-        self._moved(1.0 - (1.0 - MERGE_SHARE) ** merges, merges)
+        self._moved(1.0, merges)
         return reports
+
+    def settle(self) -> None:
+        """Nobody around trains any more: x becomes the average, for neighbours to agree on."""
+        self._over_time.settle(self._x)
+        self._merger.forget()
+        if self._outer is not None:
+            self._outer.reset()
 
     def _read_body(self, form: Form, body: Body, out: NDArray[np.float32]) -> None:
         """The model of a body; where it holds nothing, our own. RemoteError when it is none."""
@@ -229,11 +231,10 @@ class LocalTrainer:
         unpack_into(form, body, out, exact=self.layout.buffers)
 
     def _moved(self, share: float, merges: int = 1) -> None:
-        """There were merges; x counts `share` in the average."""
+        """There were merges of models of which the bodies hold that share."""
         if merges:
-            self._merges += merges
-            self._average.lerp_(self._x, share_of_average(share, self._merges))
             self._rounds_alone = 0
+            self._over_time.merged(self._x, share, merges)
 
     # Evaluation and prediction
 
@@ -287,6 +288,10 @@ class LocalTrainer:
         return self.pack(self._served)
 
     @property
+    def _average(self) -> torch.Tensor:
+        return self._over_time.vector
+
+    @property
     def _served(self) -> torch.Tensor:
         return self._average if self._serve_average else self._x
 
@@ -309,7 +314,7 @@ class LocalTrainer:
         """Adopt a version: it is what the neighbourhood agreed on, and what our steps start from now."""
         vector = self.read(content)
         self._x.copy_(vector)
-        self._average.copy_(vector)
+        self._over_time.begin(vector)
         self._optimiser.reset()
         self._is_another()
         self._serve_average = True
@@ -337,6 +342,7 @@ class LocalTrainer:
                 model=self.layout.model,
                 steps=self.steps,
                 serve_average=self._serve_average,
+                averaged=self._over_time.seen,
                 rounds_alone=self._rounds_alone,
                 order=self._order.save(),
                 optimiser=optimiser,
@@ -368,7 +374,7 @@ class LocalTrainer:
             ) from None
         self._order = order
         self._x.copy_(tensors["parameters"])
-        self._average.copy_(tensors["average"])
+        self._over_time.begin(tensors["average"], progress.averaged)
         self._is_another()
         if self._outer is not None:
             self._outer.restore(tensors)
@@ -382,12 +388,6 @@ class LocalTrainer:
             self._outer.reset()
         self._merger.forget()
         self._outgoing.begin(self._x.cpu().numpy())
-
-
-def share_of_average(share: float, merges: int) -> float:
-    """What x counts in the average after that many merges without a step between, where `share` is usual. When training
-    is over x is what all agree on, at once: with forms that send parts the average would be hundreds of merges late."""
-    return share if merges <= SETTLED else 1.0
 
 
 def _finish(job: Generator[None, None, T]) -> T:

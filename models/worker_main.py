@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from gossipml import codec
 from gossipml.errors import GossipmlError, LocalError, UserError
+from gossipml.models.allocator import keep_freed_memory
 from gossipml.models.data import LocalData, load_source, prepare, take_part
 from gossipml.models.merge_rules import parse_merge
 from gossipml.models.partition import Part, Rule, parse_part, parse_rule
@@ -55,6 +56,7 @@ Job = Generator[None, None, tuple[Reply, bytes]]  # the answer and its body
 
 
 def main() -> None:
+    keep_freed_memory()
     commands, answers = _claim_channel()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon ends us in order
     _Worker(commands, answers).run()
@@ -159,6 +161,9 @@ class _Worker:
                     self._answer(request, self._merge(fields))
                 case "merge together":
                     self._answer(request, self._merge_together(fields))
+                case "settle":
+                    self.trainer.settle()
+                    self._answer(request, {})
                 case "evaluate" | "score" if not self._trains:
                     self._answer(request, {})
                 case "evaluate":

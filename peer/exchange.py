@@ -104,6 +104,14 @@ class Exchange:
         """Let the sender's body go unmerged."""
         self._bodies.pop(sender, None)
 
+    async def settle(self) -> None:
+        """Nobody around trains any more; see `Learner.settle`."""
+        if self._learner is not None:
+            try:
+                await self._learner.settle()
+            except GossipmlError as error:  # whoever runs the learner deals with it
+                log.debug("the model does not settle: %s", error)
+
     async def merge(self, action: Merge | MergeTogether) -> list[Merged]:
         """Merge what is held for its senders: what came of each, and the header it came with.
 

@@ -46,6 +46,7 @@ from gossipml.peer.gossip_events import (
     SendDone,
     SendRefused,
     SendUpdate,
+    Settle,
     Tick,
     TrainingFinished,
     UpdateLost,
@@ -101,6 +102,8 @@ class GossipConfig:
     """Somebody new has come when the mean distance is above this multiple of the best; back to the first tick."""
     negligible: float = 0.01
     """A distance below this share of the largest is rounding, not disagreement (int8 rounds to 1/127, guess)."""
+    settled: int = 4
+    """Merges of models of peers that rest, while we do, after which the neighbourhood counts as at rest (guess)."""
     ages: AgeConfig = field(default_factory=AgeConfig)
     conduct: ConductConfig = field(default_factory=ConductConfig)
 
@@ -137,6 +140,12 @@ class Gossip:
         self._largest = 0.0  # distance of this averaging phase
         self._interval = self.config.tick
         self._tick_at: float | None = None
+        self._rested = 0  # merges of models of peers that rest, since we do
+
+    @property
+    def rests(self) -> bool:
+        """Whether we train no more, or not now."""
+        return not self.training
 
     @property
     def age(self) -> float:
@@ -203,7 +212,7 @@ class Gossip:
                 self.version += 1
                 return []
             case RoundFinished(samples, round_):
-                self.training, self.round = True, round_
+                self.training, self.round, self._rested = True, round_, 0
                 self.ages.trained(samples)
                 forgotten = self._begin_round()
                 self._released = len(self._waiting) if self.policy.protocol.waits and self._is_enough() else 0
@@ -420,13 +429,25 @@ class Gossip:
         if not done.applied:
             return self._go_on(now)
         prompted = self.policy.merged(done.sender, incoming)
+        settle = self._settle(incoming)
         self._merges += 1
         if self._merges >= self.config.refresh:
             self._merges = 0
             self.version += 1
         if prompted or self.policy.protocol.wish == "always":
             self.version += 1  # what is sent next, or answered to a push, is our model as it is now
-        return [*(self._send(prompted, now) if prompted else []), *self._go_on(now)]
+        return [*settle, *(self._send(prompted, now) if prompted else []), *self._go_on(now)]
+
+    def _settle(self, merged: Incoming) -> list[Action]:
+        """After so many merges of models of peers that rest as we do. Ours may be of one that still trained when it was
+        sent; what comes of our average is not mixed with what is still noisy."""
+        if self.training or not merged.update.rests:
+            return []
+        self._rested += 1
+        if self._rested != self.config.settled:
+            return []
+        self.version += 1
+        return [Settle()]
 
     def _note_distance(self, distance: float, now: float) -> None:
         if not math.isfinite(distance):

@@ -232,6 +232,11 @@ class MergeTogether:
 
 
 @dataclass(frozen=True)
+class Settle:
+    """Nobody around trains any more: our model becomes its average over time, for all to agree on. No answer."""
+
+
+@dataclass(frozen=True)
 class Forget:
     """The sender's body, which waits to be merged with others, is let go: it has become stale meanwhile."""
 
@@ -248,4 +253,4 @@ class Quarantine:
 
 
 Send: TypeAlias = SendUpdate | AskUpdate | ReplyUpdate
-Action: TypeAlias = Send | Accept | Refuse | Merge | MergeTogether | Forget | Quarantine
+Action: TypeAlias = Send | Accept | Refuse | Merge | MergeTogether | Settle | Forget | Quarantine

@@ -37,5 +37,8 @@ class Learner(Protocol):
     async def merge(self, update: bytes | bytearray, encoding: str, weight: float) -> MergeOutcome:
         """x <- (1 - weight) x + weight m, after checking the values of m."""
 
+    async def settle(self) -> None:
+        """Nobody around trains any more: x becomes its average over time, for neighbours to agree on."""
+
     async def merge_together(self, updates: Sequence[tuple[bytes | bytearray, str]]) -> Sequence[MergeOutcome]:
         """The merge of x and all these (body, encoding) by a rule that compares them."""

@@ -133,6 +133,7 @@ class Mesh:
         self._peers_changed = trio.Event()
         self._merge_now = trio.Event()
         self._to_merge: g.Merge | g.MergeTogether | None = None  # gossip has one under way at a time
+        self._to_settle = False
         self._encoding = 0  # sends that still wait for our model to be encoded
 
     # What the daemon calls.
@@ -487,6 +488,9 @@ class Mesh:
                 case g.Merge() | g.MergeTogether():
                     self._to_merge = action
                     self._merge_now.set()
+                case g.Settle():
+                    self._to_settle = True
+                    self._merge_now.set()
                 case g.Forget(sender):
                     self._exchange.drop(sender)
                 case g.Quarantine(peer, until, reason):
@@ -638,11 +642,17 @@ class Mesh:
     async def _merge_all(self) -> None:
         while True:
             # A model that is to be sent is encoded first: the answer to a push is our model from before the merge.
-            if self._to_merge is None or self._encoding:
+            if not (self._to_merge or self._to_settle) or self._encoding:
                 self._merge_now = trio.Event()
                 await self._merge_now.wait()
                 continue
+            if self._to_settle:
+                self._to_settle = False
+                await self._exchange.settle()
+                continue
             merge, self._to_merge = self._to_merge, None
+            if merge is None:  # the learner went away meanwhile
+                continue
             senders = (merge.sender,) if isinstance(merge, g.Merge) else merge.senders
             done: list[Merged] = [(g.MergeFailed(sender), None) for sender in senders]
             try:

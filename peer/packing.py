@@ -100,5 +100,6 @@ class Packing:
             reply=isinstance(action, ReplyUpdate),
             contacts=contacts,
             mass=action.mass if isinstance(action, SendUpdate) else None,
+            rests=gossip.rests,
         )
         return Parcel(update, body, self._clock.now())

@@ -152,6 +152,8 @@ class Update:
     reply: bool
     contacts: tuple[Contact, ...] = ()
     mass: Mass | None = None
+    rests: bool = False
+    """Its sender trains no more, or not now."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,7 @@ def _fields(message: Message) -> dict[str, object]:
                 "round": message.round,
                 "want": message.reply_wanted,
                 "reply": message.reply,
+                "rests": message.rests,
                 "peers": [
                     [c.peer, c.name, c.model, [[a.host, a.port] for a in c.addresses[:MAX_CONTACT_ADDRESSES]]]
                     for c in message.contacts[:MAX_CONTACTS]
@@ -339,6 +342,7 @@ def _read_update(fields: dict[str, Value]) -> Update:
         round=codec.get_int(fields, "round"),
         reply_wanted=wanted,
         reply=codec.get_bool(fields, "reply"),
+        rests=codec.get_bool(fields, "rests"),
         contacts=tuple(_read_contact(item) for item in codec.get_list(fields, "peers", limit=MAX_CONTACTS)),
         mass=_read_mass(fields["mass"]) if "mass" in fields else None,
     )

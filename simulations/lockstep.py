@@ -42,6 +42,7 @@ from gossipml.peer.gossip_events import (
     SendDone,
     SendRefused,
     SendUpdate,
+    Settle,
     Tick,
     TrainingFinished,
     UpdateOffered,
@@ -201,6 +202,8 @@ class Network:
                     reports = peer.trainer.merge_together([(each.body, each.update.encoding) for each in messages])
                     for sender, report in zip(senders, reports, strict=True):
                         left += self._merged(peer, sender, report)
+                case Settle():
+                    peer.trainer.settle()
                 case Forget(sender):
                     del peer.waiting[sender]
                 case _:
@@ -233,6 +236,7 @@ class Network:
             reply_wanted=isinstance(action, AskUpdate) or (isinstance(action, SendUpdate) and action.reply_wanted),
             reply=isinstance(action, ReplyUpdate),
             mass=action.mass if isinstance(action, SendUpdate) else None,
+            rests=peer.gossip.rests,
         )
         peer.sent += len(body)
         self._messages.append(Message(number, self._numbers[action.to], update, body))

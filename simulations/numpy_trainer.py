@@ -150,6 +150,9 @@ class NumpyTrainer:
         merged = iter(self._merger.take_together(self._x, models))
         return [report or next(merged) for report in reports]
 
+    async def settle(self) -> None:
+        """There is no average over time here."""
+
     async def evaluate(self) -> Evaluation | None:
         return self._evaluation(self._x) if self._trains else None
 

@@ -107,7 +107,9 @@ def _run_gossip(scenario: Scenario, seed: int, device: torch.device, threads: Th
     start = learners.x[0].clone() if scenario.vector == 0 else torch.zeros_like(learners.x[0])
     drawer = graph_drawer(scenario, seed)
     world = World([True] * scenario.peers, links_of(scenario, seed), drawer(0) if drawer else None)
-    watched = [] if scenario.vector else watcher.watched[:SERVED_MOST]
+    watched: Sequence[int] = [] if scenario.vector else watcher.watched[:SERVED_MOST]
+    if _averages(scenario) == scenario.peers:
+        watched = range(scenario.peers)
     rule = parse_merge(scenario.merge or "clipping")
     mixer = Mixer(learners.x, start, coordinates, rule, threads.helpers, watched=watched, doubtful=bool(liars))
     engine = PopulationEngine(
@@ -180,7 +182,21 @@ def _memory(scenario: Scenario, spec: Spec, data: Dataset) -> Memory:
     values = math.prod(spec.inputs[0].shape[1:])
     samples = 4 * values * (len(data.train) + len(data.test))
     delay = scenario.network.seconds / scenario.round_seconds
-    return estimate(scenario.peers, layout.size, optimiser_copies=copies, samples=samples, delay_rounds=delay)
+    return estimate(
+        scenario.peers,
+        layout.size,
+        optimiser_copies=copies,
+        samples=samples,
+        delay_rounds=delay,
+        averages=_averages(scenario),
+    )
+
+
+def _averages(scenario: Scenario) -> int:
+    """Of how many peers averages over time are kept: where training ends, what each serves depends on all of them."""
+    if scenario.vector:
+        return 0
+    return scenario.peers if scenario.settle else min(SERVED_MOST, scenario.peers)
 
 
 class Watcher:
@@ -228,7 +244,7 @@ class Watcher:
                     "loss": statistics.fmean(loss for _, loss in scores),
                 }
             found["accuracy_average"] = self._judge.score(centre)[0]
-            averages = [served[peer] for peer in watched if peer in served]
+            averages = [served[peer] for peer in watched if peer in served][:SERVED_MOST]
             if averages:
                 scores = self._judge.scores(torch.stack(averages), range(len(averages)))
                 found["accuracy_served"] = statistics.fmean(accuracy for accuracy, _ in scores)

@@ -54,6 +54,7 @@ from gossipml.peer.gossip_events import (
     SendDone,
     SendRefused,
     SendUpdate,
+    Settle,
     Tick,
     TrainingFinished,
     UpdateOffered,
@@ -323,17 +324,22 @@ class PopulationEngine:
             sends: list[tuple[int, Send]] = []
             merges: list[tuple[int, Merge]] = []
             together: list[tuple[int, MergeTogether]] = []
+            settled: list[int] = []
             for peer, wanted in actions:
                 for action in wanted:
                     if isinstance(action, Merge):
                         merges.append((peer, action))
                     elif isinstance(action, MergeTogether):
                         together.append((peer, action))
+                    elif isinstance(action, Settle):
+                        settled.append(peer)
                     elif isinstance(action, Forget):
                         self._mixer.pool.drop(self._bodies.pop((peer, action.sender)).row)
                     elif isinstance(action, SendUpdate | AskUpdate | ReplyUpdate):
                         sends.append((peer, action))
             self._send(sends)
+            if settled:
+                self._mixer.settle(settled)
             actions = [*self._merge(merges), *self._merge_together(together)]
 
     def _merge(self, merges: Sequence[tuple[int, Merge]]) -> list[tuple[int, list[Action]]]:
@@ -376,7 +382,7 @@ class PopulationEngine:
             if isinstance(action, AskUpdate):
                 update = Update(
                     self._model, self._digest, self._config.encoding, self._learners.layout.size, 0, gossip.age,
-                    gossip.round, True, False,
+                    gossip.round, True, False, rests=gossip.rests,
                 )  # fmt: skip
                 self._transmit(_Message(peer, to, update, -1))
                 continue
@@ -386,7 +392,7 @@ class PopulationEngine:
             size = self._body_length(encoding)
             update = Update(
                 self._model, self._digest, encoding, self._learners.layout.size, size, age, round_, wanted,
-                isinstance(action, ReplyUpdate), mass=mass,
+                isinstance(action, ReplyUpdate), mass=mass, rests=gossip.rests,
             )  # fmt: skip
             if row < 0:  # a silent liar
                 gossip.handle(SendDone(action.to, True, ""), self._now)

@@ -23,17 +23,21 @@ class Memory:
     messages: int
     samples: int
     peers: int
+    averages: int = 0
 
     @property
     def total(self) -> int:
-        return self.models + self.optimiser + self.messages + self.samples + self.peers
+        return self.models + self.optimiser + self.messages + self.samples + self.peers + self.averages
 
 
-def estimate(peers: int, size: int, *, optimiser_copies: int, samples: int, delay_rounds: float = 0.0) -> Memory:
-    """Of N peers with models of `size` float32; `samples` is the bytes of training and test data."""
+def estimate(
+    peers: int, size: int, *, optimiser_copies: int, samples: int, delay_rounds: float = 0.0, averages: int = 0
+) -> Memory:
+    """Of N peers with models of `size` float32; `samples` is the bytes of training and test data; `averages` over time
+    are kept of so many peers."""
     models = 4 * peers * size
     messages = int(models * (UNDER_WAY + delay_rounds))
-    return Memory(models, optimiser_copies * models, messages, samples, STATE * peers)
+    return Memory(models, optimiser_copies * models, messages, samples, STATE * peers, 4 * averages * size)
 
 
 def check_memory(needed: Memory, peers: int, device: torch.device, free: int | None = None) -> None:
@@ -51,6 +55,7 @@ def check_memory(needed: Memory, peers: int, device: torch.device, free: int | N
             ("models", needed.models),
             ("optimiser", needed.optimiser),
             ("messages", needed.messages),
+            ("averages", needed.averages),
             ("samples", needed.samples),
         )
     )

@@ -22,8 +22,8 @@ from gossipml.models.encoding import MAX_MAGNITUDE
 from gossipml.models.feedback import Outgoing
 from gossipml.models.merge_rules import MergeRule
 from gossipml.models.merger import Merger, Places, take_places, take_rows
+from gossipml.models.over_time import OverTime
 from gossipml.models.trainer import MergeReport
-from gossipml.models.training import MERGE_SHARE, share_of_average
 from gossipml.simulations.population_helpers import Helpers
 from gossipml.simulations.population_pool import Pool
 
@@ -66,7 +66,8 @@ class Mixer:
         watched: Sequence[int] = (),
         doubtful: bool = False,
     ) -> None:
-        """`watched`: keep what these serve, from the start on. `doubtful`: some may lie (`overwrite`)."""
+        """`watched`: keep what these serve, from the start on; of all peers, where there is a time after training.
+        `doubtful`: some may lie (`overwrite`)."""
         self.x = x
         block = min(len(x), 1024)
         self.pool = Pool(block, helpers.blocks(block, x.shape[1]))
@@ -81,18 +82,33 @@ class Mixer:
         served = helpers.memory(len(watched), x.shape[1])
         served[:] = start
         self.served: dict[int, torch.Tensor] = dict(zip(watched, served, strict=True))
-        """What these peers answer predictions with: the exponential average of their merges (`models.training`). Left
-        out: a peer that hears nobody averages its own rounds."""
-        self._merges = dict(zip(watched, helpers.memory(len(watched), 1), strict=True))  # since the last step
+        """What these peers answer predictions with (`over_time`). Left out: a peer that hears nobody averages its own
+        rounds."""
+        counts = helpers.memory(len(watched), 2).cpu().numpy()
+        self._over_time = {
+            peer: OverTime(served, own) for (peer, served), own in zip(self.served.items(), counts, strict=True)
+        }
         self._helpers = helpers
         helpers.offer("copy", self._copy)
+        helpers.offer("settle", self._settle)
         helpers.offer("merge", self._merge)
         helpers.offer("merge together", self._merge_together)
 
     def trained(self, peers: Sequence[int]) -> None:
         """These have taken steps since their last merge."""
-        for peer in self._merges.keys() & set(peers):
-            self._merges[peer].zero_()
+        for peer in self._over_time.keys() & set(peers):
+            self._over_time[peer].stepped()
+
+    def settle(self, peers: Sequence[int]) -> None:
+        """Nobody around these trains any more."""
+        self._helpers.do("settle", [(peer,) for peer in peers])
+
+    def _settle(self, peers: Sequence[tuple[int]]) -> list[None]:
+        for (peer,) in peers:
+            if peer in self._over_time:
+                self._over_time[peer].settle(self.x[peer])
+                self._mergers[peer].forget()
+        return [None] * len(peers)
 
     # Sending.
 
@@ -177,7 +193,7 @@ class Mixer:
                 for place, receiver, report in zip(some, receivers, reports, strict=True):
                     found[place] = _told(report)
                     if report.applied:
-                        self._moved(receiver, MERGE_SHARE)
+                        self._moved(receiver)
         return found
 
     def _merge_rows(self, merges: Sequence[Merging]) -> list[MergeReport]:
@@ -205,7 +221,7 @@ class Mixer:
                 for place, report in zip(places, reports, strict=True):
                     found[place] = report
                     if report.applied:
-                        self._moved(merges[place].receiver, MERGE_SHARE * form.share)
+                        self._moved(merges[place].receiver, form.share)
         return found
 
     def _merge_one(self, merging: Merging, room: Any) -> MergeReport:
@@ -218,7 +234,7 @@ class Mixer:
             return REFUSED
         report = self._mergers[receiver].take(own.numpy(), model.numpy(), merging.weight, form.share, room)
         if report.applied:
-            self._moved(receiver, MERGE_SHARE * form.share)
+            self._moved(receiver, form.share)
         return report
 
     def merge_together(self, merges: Sequence[tuple[int, Sequence[tuple[int, str]]]]) -> list[list[MergeReport]]:
@@ -235,16 +251,14 @@ class Mixer:
             good = [model for model, is_good in zip(read, right, strict=True) if is_good]
             reports = self._mergers[receiver].take_together(own, good)
             applied = sum(report.applied for report in reports)
-            self._moved(receiver, 1.0 - (1.0 - MERGE_SHARE) ** applied, applied)
+            self._moved(receiver, 1.0, applied)
             left = iter(reports)
             found.append([_told(next(left) if is_good else REFUSED) for is_good in right])
         return found
 
-    def _moved(self, receiver: int, share: float, merges: int = 1) -> None:
-        if receiver in self.served and merges:
-            self._merges[receiver] += merges
-            count = int(self._merges[receiver])
-            self.served[receiver].lerp_(self.x[receiver], share_of_average(share, count))
+    def _moved(self, receiver: int, share: float = 1.0, merges: int = 1) -> None:
+        if merges and receiver in self._over_time:
+            self._over_time[receiver].merged(self.x[receiver], share, merges)
 
     def _incoming(self, rows: Sequence[int], own: torch.Tensor, form: Form) -> torch.Tensor:
         """The models (N, P), new ones, that receivers with `own` (N, P) decode from these rows of the pool."""

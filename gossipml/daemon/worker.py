@@ -184,6 +184,9 @@ class WorkerTrainer(Predictor):
         ok = await self.channel.deliver("merge together", asked, b"".join(update for update, _ in updates))
         return [_read_report(codec.as_map(item)) for item in codec.get_list(ok, "reports", limit=len(updates))]
 
+    async def settle(self) -> None:
+        await self.channel.ask("settle", {})
+
     async def evaluate(self) -> Evaluation | None:
         ok, _ = await self.channel.ask("evaluate", {})
         return _read_evaluation(ok) if ok else None

@@ -21,7 +21,7 @@ from gossipml.models.optimise import FlatSgd
 from gossipml.models.partition import Part, Rule
 from gossipml.models.predict import answer
 from gossipml.models.spec import Array, Classifier, Sgd
-from gossipml.models.training import SETTLED, LocalTrainer
+from gossipml.models.training import LocalTrainer
 
 CPU = torch.device("cpu")
 NETWORK = b"network"
@@ -378,17 +378,26 @@ def test_a_peer_alone_serves_what_is_better_and_one_with_uneven_data_trusts_the_
     assert worse.validation_accuracy < 1
 
 
-def test_merges_without_a_step_between_bring_what_is_served_to_what_is_agreed_on(digits: Dataset) -> None:
+def test_after_training_peers_agree_on_their_averages_over_time(digits: Dataset) -> None:
     first, second = (make(digits, part, 2, rule=Rule("labels", 5)) for part in (1, 2))
-    for peer in (first, second):
-        train(peer, 50)
-    for _ in range(SETTLED):
-        models = [peer.snapshot("int8-top10") for peer in (first, second)]
+    peers = [first, second]
+    for _ in range(20):
+        for peer in peers:
+            train(peer, 10)
+        for peer, other in ((first, second), (second, first)):
+            assert peer.merge(other.snapshot("int8"), "int8", 0.5).applied
+    averages = [peer._average.clone() for peer in peers]
+    for peer in peers:
+        assert float((peer._average - peer._x).norm()) > 0.1 * float(peer._x.norm())
+        peer.settle()
+    for _ in range(30):
+        models = [peer.snapshot("int8-top10") for peer in peers]
         assert first.merge(models[1], "int8-top10", 0.5).applied
         assert second.merge(models[0], "int8-top10", 0.5).applied
-    assert float((first._average - first._x).norm()) > 0.1 * float(first._x.norm()), "it follows slowly"
-    assert first.merge(second.snapshot("int8-top10"), "int8-top10", 0.5).applied
-    assert torch.equal(first._average, first._x)
+    for peer in peers:
+        assert torch.equal(peer._average, peer._x)
+        apart = float((peer._x - sum(averages) / 2).norm())
+        assert apart < 0.2 * float((averages[0] - averages[1]).norm()), "all but agreed"
     before = first._average.clone()
     train(first, 1)
     assert first.merge(second.snapshot("int8"), "int8", 0.0).applied

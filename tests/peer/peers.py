@@ -73,6 +73,7 @@ class VectorLearner:
         self.values = values
         self.snapshots = 0
         self.merges: list[tuple[float, bool]] = []
+        self.settles = 0
 
     async def snapshot(self, encoding: str) -> bytes:
         assert encoding == "float32"
@@ -90,6 +91,9 @@ class VectorLearner:
         distance = float(np.linalg.norm(values - self.values))
         self.values = ((1 - weight) * self.values + weight * values).astype(np.float32)
         return Outcome(True, "", distance)
+
+    async def settle(self) -> None:
+        self.settles += 1
 
     async def merge_together(self, updates: Sequence[tuple[bytes | bytearray, str]]) -> list[Outcome]:
         """The mean of all."""

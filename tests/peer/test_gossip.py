@@ -31,6 +31,7 @@ from gossipml.peer.gossip_events import (
     RoundFinished,
     SendDone,
     SendUpdate,
+    Settle,
     Tick,
     TrainingFinished,
     UpdateLost,
@@ -71,6 +72,13 @@ def take(gossip: Gossip, sender: PeerId, age: float, now: float = 0.0) -> float:
     assert merge.sender == sender
     assert gossip.handle(MergeDone(sender, True, "", 1.0), now) == []
     return merge.weight
+
+
+def merged(gossip: Gossip, sender: PeerId, *, rests: bool, applied: bool = True) -> list[Action]:
+    """What comes of the merge of an update of a peer that rests, or trains."""
+    assert offer(gossip, sender, replace(make_update(), rests=rests)) == [Accept(sender)]
+    assert isinstance(gossip.handle(UpdateReceived(sender), 0.0)[0], Merge)
+    return gossip.handle(MergeDone(sender, applied, "" if applied else "left out", 1.0), 0.0)
 
 
 def refusal(actions: list[Action]) -> Refuse:
@@ -577,3 +585,33 @@ def test_who_pushes_by_itself_is_not_asked_for_its_model() -> None:
         if isinstance(action, SendUpdate)
     }
     assert wanted == {ANN: False, BOB: True, EVE: True}
+
+
+# When nobody trains any more.
+
+
+def test_the_model_settles_once_when_it_has_merged_some_of_peers_that_rest_too() -> None:
+    gossip = make_gossip(2)
+    gossip.handle(RoundFinished(10, 6), 0.0)
+    most = gossip.config.settled
+    assert [merged(gossip, ANN, rests=True) for _ in range(most)] == [[]] * most, "we train"
+    gossip.handle(TrainingFinished(), 0.0)
+    assert gossip.rests
+    assert [merged(gossip, BOB, rests=False) for _ in range(most)] == [[]] * most, "they train"
+    assert merged(gossip, ANN, rests=True, applied=False) == []
+    assert [merged(gossip, ANN, rests=True) for _ in range(most - 1)] == [[]] * (most - 1)
+    before = gossip.version
+    assert merged(gossip, BOB, rests=True) == [Settle()]
+    assert gossip.version > before, "what is sent next is another model"
+    assert [merged(gossip, ANN, rests=True) for _ in range(most)] == [[]] * most, "once"
+
+
+def test_a_pause_that_ends_is_forgotten() -> None:
+    gossip = make_gossip(2)
+    gossip.handle(TrainingFinished(), 0.0)
+    for _ in range(gossip.config.settled - 1):
+        assert merged(gossip, ANN, rests=True) == []
+    gossip.handle(RoundFinished(10, 6), 0.0)
+    assert not gossip.rests
+    gossip.handle(TrainingFinished(), 0.0)
+    assert merged(gossip, ANN, rests=True) == []

@@ -403,6 +403,7 @@ def test_finished_peers_go_on_averaging_and_slow_down() -> None:
             peer.mesh.training_finished()
         await trio.sleep(30)
         values = [float(peer.learner.values[0]) for peer in all_peers]
+        assert [peer.learner.settles for peer in all_peers] == [1] * 4
         assert max(values) - min(values) < 0.01
         assert sum(values) / 4 == pytest.approx(1.5, abs=0.6)
         await trio.sleep(200)

@@ -31,6 +31,7 @@ from gossipml.peer.gossip_events import (
     SendDone,
     SendRefused,
     SendUpdate,
+    Settle,
     UpdateOffered,
     UpdateReceived,
 )
@@ -120,7 +121,7 @@ class Population:
         while True:
             merges = [action for action in actions if isinstance(action, Merge)]
             for action in actions:
-                assert not isinstance(action, Accept | Refuse | Quarantine | MergeTogether | Forget)
+                assert not isinstance(action, Accept | Refuse | Quarantine | MergeTogether | Forget | Settle)
                 if not isinstance(action, Merge):
                     self._say(number, action)
             if not merges:
