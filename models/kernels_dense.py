@@ -140,7 +140,7 @@ class DenseKernel:
         are not finite. Which of them are."""
         finite = torch.stack([linear.held_sums(len(rows)) for linear in self._linear]).sum(0).isfinite()
         good: list[bool] = finite.tolist()
-        kept = slice(len(rows)) if all(good) else finite.nonzero()[:, 0]
+        kept = finite.nonzero()[:, 0]
         for linear in self._linear:
             linear.release(vectors, velocities, rows[kept], kept)
         return good
