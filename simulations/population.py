@@ -131,6 +131,7 @@ def _run_gossip(scenario: Scenario, seed: int, device: torch.device, threads: Th
         there = [peer for peer in honest if world.up[peer]]
         return watcher.row(seconds, learners.x, there, engine.counts, mixer.served)
 
+    threads.helpers.begin()
     yield row(0.0)
     step = scenario.evaluate_every * scenario.round_seconds
     looks = max(1, math.ceil(scenario.seconds / step - 1e-9))

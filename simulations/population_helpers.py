@@ -34,6 +34,8 @@ Job: TypeAlias = Callable[[list[Any]], list[Any]]
 
 GONE = "a helper of the simulator has ended; perhaps the machine had no memory left for it"
 
+_POPULATE = getattr(mmap, "MAP_POPULATE", 0)  # all pages at once: one by one they take a third of the first round
+
 _HEAD = struct.Struct("<BQ")  # what follows, and its bytes
 _DONE, _REFUSED, _FAILED = range(3)
 
@@ -56,7 +58,7 @@ class Helpers:
         """Zeros (rows, size) that all of them have in common."""
         if self.count == 1 or not rows * size:
             return torch.zeros(rows, size, device=self._device)
-        return _mapped(mmap.mmap(-1, 4 * rows * size), rows, size)
+        return _mapped(mmap.mmap(-1, 4 * rows * size, flags=mmap.MAP_SHARED | _POPULATE), rows, size)
 
     def blocks(self, rows: int, size: int) -> Callable[[int], torch.Tensor]:
         """The same in pieces, by number: (rows, size) each, also where one was first asked for after the fork."""
@@ -69,7 +71,8 @@ class Helpers:
         def block(number: int) -> torch.Tensor:
             if os.fstat(file).st_size < (number + 1) * length:
                 os.ftruncate(file, (number + 1) * length)
-            return _mapped(mmap.mmap(file, length, offset=number * length), rows, size)
+            there = mmap.mmap(file, length, flags=mmap.MAP_SHARED | _POPULATE, offset=number * length)
+            return _mapped(there, rows, size)
 
         weakref.finalize(block, os.close, file)
         return block
@@ -80,15 +83,19 @@ class Helpers:
         assert name not in self._jobs, "somebody else's"
         self._jobs[name] = job
 
+    def begin(self) -> None:
+        """Forks the others, if that has not been done; `do` does it, too."""
+        if self.count > 1 and not self._forked:
+            self._forked = True
+            for _ in range(self.count - 1):
+                self._others.append(self._fork())
+
     def do(self, name: str, items: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Each item by the process that has its peer; what came of each. UserError where the job says so, or where a
         helper is gone."""
         if self.count == 1:
             return self._jobs[name](list(items))
-        if not self._forked:
-            self._forked = True
-            for _ in range(self.count - 1):
-                self._others.append(self._fork())
+        self.begin()
         shares: list[list[tuple[Any, ...]]] = [[] for _ in range(self.count)]
         for item in items:
             shares[item[0] % self.count].append(item)
