@@ -91,6 +91,8 @@ class Dht:
         self._checking = 0
         self._operations = trio.CapacityLimiter(MAX_OPERATIONS)
         self._grown = trio.Event()
+        self.on_growth: Callable[[], None] = lambda: None
+        """Called when a contact has come into the table."""
         self._fresh: list[Address] = []
         self._told = trio.Event()
         self.add_bootstrap(bootstrap)
@@ -302,6 +304,7 @@ class Dht:
         if node.table.additions != had:
             self._grown.set()
             self._grown = trio.Event()
+            self.on_growth()
 
     def _perform(self, action: Action) -> None:
         match action:
