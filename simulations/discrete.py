@@ -166,6 +166,8 @@ class _Watched:
                 nursery.start_soon(self._part, world, names, partition)
             await self._watch(cluster)
             nursery.cancel_scope.cancel()
+            for member in cluster.running():  # nobody watches any more how each takes leave of all others
+                cluster.crash(member.name)
 
     async def _watch(self, cluster: Cluster) -> None:
         scenario = self.scenario
