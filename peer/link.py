@@ -1,4 +1,4 @@
-"""One open stream to one peer: a task that reads, a task that writes, and the session between them.
+"""One open stream to one peer: a task that reads, another that writes, and the session between them.
 
 Writing: what is small goes out at once when nothing is on its way; else small messages queue ahead of updates. At most
 one update waits behind the one being sent, a second is refused to the caller (`post_update` is False), so a slow peer
@@ -35,6 +35,7 @@ log = logging.getLogger("gossipml.peer")
 
 READ_AHEAD = 4096  # bytes: most headers, and the bodies of tiny models with them
 AT_ONCE = 32 * 1024  # bytes of a body that is sent without its task: less than any buffer of a socket
+CLOCK_ERROR = 0.001  # seconds by which a deadline may come too early
 HEARD_SECONDS = 0.2  # how exactly it is known when a peer was last heard; its failure takes seconds to be believed
 
 
@@ -212,8 +213,7 @@ class Link:
                 self._scope = nursery.cancel_scope
                 self._act(self.session.handle(s.Started(), self._clock.now()))
                 nursery.start_soon(self._write)
-                nursery.start_soon(self._read)
-                await self._hello_deadline()
+                await self._read()
         finally:
             await self._part()
 
@@ -221,10 +221,12 @@ class Link:
 
     async def _read(self) -> None:
         try:
+            self._set_deadline()
             with self._lingering:
                 await self.stream.serve(self._target, self._came)
                 return
-            self._end("broken", "a message came too slowly")
+            self._act(self.session.handle(s.Deadline(), self._clock.now() + CLOCK_ERROR))
+            self._end("broken", "a message came too slowly")  # unless it was the hello
         except RemoteError as error:
             self._owner.on_fault(self, str(error))
             self.finish(str(error), code="fault")
@@ -274,13 +276,15 @@ class Link:
         return True
 
     def _set_deadline(self) -> None:
-        """Inside a frame the next bytes are due; moved on with each piece."""
-        due = math.inf
+        """Inside a frame the next bytes are due; moved on with each piece. The hello has a time of its own."""
+        due, hello = math.inf, self.session.next_deadline()
         if not self._decoder.between_frames:
             now = trio.current_time()
             if self._frame_ends == math.inf:
                 self._frame_ends = now + self._body_seconds(self._receiving)
             due = min(now + self._config.stall, self._frame_ends)
+        if hello is not None:
+            due = min(due, trio.current_time() + max(0.0, hello - self._clock.now()))
         if due != self._lingering.deadline:
             self._lingering.deadline = due
 
@@ -298,7 +302,9 @@ class Link:
             self.post(Pong(0))
 
     def _received(self, message: Message) -> None:
-        self._act(self.session.handle(s.Received(message), self._clock.now()))
+        is_update = isinstance(message, Update)
+        if not (is_update and self.session.is_open):
+            self._act(self.session.handle(s.Received(message), self._clock.now()))
         if isinstance(message, Update) and not self._finishing:
             self.used_at = self._clock.now()
             if not message.body_length:
@@ -315,11 +321,6 @@ class Link:
         self._receiving = None
         if body.data is not None:
             self._owner.on_body(self, body.update, body.data)
-
-    async def _hello_deadline(self) -> None:
-        while (deadline := self.session.next_deadline()) is not None:
-            await trio.sleep(max(0.001, deadline - self._clock.now()))
-            self._act(self.session.handle(s.Deadline(), self._clock.now()))
 
     def _act(self, actions: list[s.Action]) -> None:
         for action in actions:

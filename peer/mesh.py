@@ -440,7 +440,8 @@ class Mesh:
         self._send_soon(self._act(self.gossip.handle(g.Asked(link.peer, update), self._clock.now())))
 
     def on_offer(self, link: Link, update: Update) -> bool:
-        self.view.learn(_within_reach(link, contact) for contact in update.contacts)
+        if update.contacts:
+            self.view.learn(_within_reach(link, contact) for contact in update.contacts)
         verdict, *rest = self.gossip.handle(g.UpdateOffered(link.peer, update), self._clock.now())
         if isinstance(verdict, g.Refuse):
             self.stats.updates_refused += 1

@@ -319,6 +319,14 @@ async def test_however_the_bytes_come_messages_and_bodies_are_the_same(
         nursery.cancel_scope.cancel()
 
 
+async def test_who_does_not_say_hello_in_time_is_let_go(autojump_clock: trio.testing.MockClock) -> None:
+    link, stream, _ = make_link()
+    stream.put(encode(Hello(1, 1, b"bbbbbbbb", make_profile("bob")))[:-1])
+    await link.run()
+    assert (link.end_code, trio.current_time()) == ("timeout", s.HELLO_SECONDS)
+    assert stream.closed
+
+
 async def test_a_lost_body_is_reported(autojump_clock: trio.testing.MockClock) -> None:
     async with trio.open_nursery() as nursery:
         link, stream, notes = await opened(nursery)
