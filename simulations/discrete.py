@@ -60,7 +60,7 @@ QUIET = replace(
 """Rounds are a thousand times longer than in earnest, so heartbeats, pings, looks and counts are rarer, too, or they
 would be nine tenths of what is simulated; answers of the DHT are still a third of it (measured). k of the DHT is that
 of BEP 5; 20 is for networks of which half dies. All of it stands in docs/simulator.md."""
-HINT_ROUNDS = 5  # between two times that a neighbour is told of other peers; in earnest a second, which is as many
+HINT_ROUNDS = 20  # between two times that a neighbour is told of other peers; in earnest a second, a few rounds
 BUSY = 0.5  # share of a round that is training; the rest waits for the round to end
 
 
