@@ -422,11 +422,11 @@ class DhtNode:
 
     def _proven(self, pending: _Pending, proof: Proof | None, sid: bytes) -> NodeId | None:
         """The node id of whoever replied; None when it is not proven or not the one we asked."""
-        if proof is None:
-            session = self._sessions.get(pending.address)
-            if session is None or session.sid != sid:
-                return None
-            node = session.node
+        session = self._sessions.get(pending.address)
+        if session is not None and session.sid == sid:
+            node = session.node  # the process that has proven itself there; it is as well when it does so again
+        elif proof is None:
+            return None
         else:
             node = node_id_of(peer_id_of(proof.public_key))
             if pending.node in (None, node):

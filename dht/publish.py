@@ -23,7 +23,7 @@ from gossipml.env import Credentials, Env, write_atomic
 SEQ_STEP = 1000  # numbers reserved with one write to the disk
 REPUBLISH_SHARE = 1 / 3  # of the time to live: two republications may be lost
 FIRST_RETRY = 2.0
-LOOK_EVERY = (2.0, 30.0)  # seconds between looks at what is due: while contacts come, and later
+LOOK_EVERY = 2.0  # seconds between looks at what is due, at least: while contacts come, many of them
 LAST_FOR = 60  # seconds that a withdrawal lives at least
 PUTS_PER_SECOND = 10.0  # a put is some 40 datagrams and 15 ms of CPU; 10 keep 3,000 providers alive for half an hour
 PUTS_AT_ONCE = 8  # half of what the DHT does at once: gets of others go on meanwhile
@@ -103,6 +103,7 @@ class Publisher:
         self._published: dict[tuple[int, bytes], _Published] = {}
         self._turns = trio.CapacityLimiter(PUTS_AT_ONCE)
         self._changed = trio.Event()
+        self._pause = trio.CancelScope()  # until the next look
 
     def publish(self, kind: Kind, key: bytes, value: bytes, *, ttl: float, salt: bytes = b"") -> None:
         """Keep `value` under `key`; it reaches the network while `run` runs."""
@@ -125,12 +126,10 @@ class Publisher:
         task_status.started()
         clock = self._env.clock
         allowed, then = float(PUTS_AT_ONCE), clock.now()
-        known, pause = 0, LOOK_EVERY[0]
+        self._dht.on_growth = self._grown
         while True:
             self._changed = trio.Event()
             now, nodes = clock.now(), self._dht.nodes
-            pause = LOOK_EVERY[0] if nodes > known else min(2 * pause, LOOK_EVERY[1])
-            known = nodes
             allowed, then = min(PUTS_AT_ONCE, allowed + (now - then) * PUTS_PER_SECOND), now
             due = [item for item in self._published.values() if item.next_time <= now or item.outgrown(nodes)]
             due.sort(key=_Published.urgency)
@@ -139,9 +138,16 @@ class Publisher:
             if turn:
                 await self._publish_all(turn)
             next_time = min((item.next_time for item in self._published.values()), default=math.inf) - clock.now()
-            wait = max(LOOK_EVERY[0], min(pause, next_time)) if len(turn) == len(due) else 1 / PUTS_PER_SECOND
-            with trio.move_on_after(wait):
+            wait = max(LOOK_EVERY, next_time) if len(turn) == len(due) else 1 / PUTS_PER_SECOND
+            with trio.move_on_after(wait) as self._pause:
+                self._grown()  # meanwhile
                 await self._changed.wait()
+
+    def _grown(self) -> None:
+        """The DHT has more contacts: others may be nearest to what was published."""
+        nodes = self._dht.nodes
+        if any(item.outgrown(nodes) for item in self._published.values()):
+            self._pause.deadline = min(self._pause.deadline, trio.current_time() + LOOK_EVERY)
 
     def _set(self, item: _Published) -> None:
         held = self._published.get((item.kind, item.key))

@@ -32,6 +32,7 @@ MAX_MISSES = 2  # one lost datagram must not evict
 MAX_PER_NETWORK = 2
 SOUGHT_REPLACEMENTS = 5  # a full bucket seeks no more; its cache fills up from those who answer us anyway
 MAX_STRAY_ADDRESSES = 256  # of nodes that left the table; then they are forgotten
+MAX_FOUND = 256  # keys whose nearest contacts are remembered: 100 kB
 ID_BITS = 8 * NODE_ID_SIZE
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -108,6 +109,9 @@ class Table(RoutingTable):  # type: ignore[misc]
         self._lows = [0]  # where the buckets begin
         self._by_id: tuple[list[int], dict[int, Contact]] | None = None  # the ids in order; None: to be made
         self._reach: int | None = None
+        self._found: dict[
+            tuple[bytes, int], list[Contact]
+        ] = {}  # the nearest to popular keys, while nobody comes or goes
         self._node_at: dict[Address, bytes] = {}  # the node that proved itself there last
         self.additions = 0
         """How often a contact entered or moved."""
@@ -169,6 +173,7 @@ class Table(RoutingTable):  # type: ignore[misc]
                 insort(ids, entry.long_id)
             contacts[entry.long_id] = entry
             self._reach = None
+            self._found.clear()
         return None
 
     def heard(self, node: bytes, now: float) -> None:
@@ -222,6 +227,15 @@ class Table(RoutingTable):  # type: ignore[misc]
 
     def _nearest(self, target: bytes, wanted: int) -> list[Contact]:
         ids, contacts = self._sorted()
+        near = self._found.get((target, wanted))
+        if near is None:
+            if len(self._found) >= MAX_FOUND:
+                self._found.clear()
+            near = self._found[target, wanted] = self._find_nearest(ids, contacts, target, wanted)
+        return near
+
+    @staticmethod
+    def _find_nearest(ids: list[int], contacts: dict[int, Contact], target: bytes, wanted: int) -> list[Contact]:
         goal = int.from_bytes(target, "big")
 
         def sharing(bits: int) -> tuple[int, int]:
@@ -275,6 +289,7 @@ class Table(RoutingTable):  # type: ignore[misc]
 
     def _sorted(self) -> tuple[list[int], dict[int, Contact]]:
         if self._by_id is None:
+            self._found.clear()
             contacts = {held.long_id: held for bucket in self.buckets for held in bucket.nodes.values()}
             self._by_id = (sorted(contacts), contacts)
         return self._by_id

@@ -91,6 +91,8 @@ class Dht:
         self._checking = 0
         self._operations = trio.CapacityLimiter(MAX_OPERATIONS)
         self._grown = trio.Event()
+        self.on_growth: Callable[[], None] = lambda: None
+        """Called when a contact has come into the table."""
         self._fresh: list[Address] = []
         self._told = trio.Event()
         self.add_bootstrap(bootstrap)
@@ -302,6 +304,7 @@ class Dht:
         if node.table.additions != had:
             self._grown.set()
             self._grown = trio.Event()
+            self.on_growth()
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -355,7 +358,7 @@ class Dht:
         return acknowledged
 
     async def _ask_all(
-        self, questions: Sequence[tuple[NodeContact, Question]], heard: Callable[[Question, Answer], bool]
+        self, questions: Sequence[tuple[NodeContact | Address, Question]], heard: Callable[[Question, Answer], bool]
     ) -> None:
         """Ask all at once; return when all have answered or failed, or `heard` says that it is enough.
 
@@ -433,10 +436,8 @@ class Dht:
         await self._ping_all([contact.contact for contact in contacts[:PINGS_PER_UPKEEP]])
 
     async def _ping_all(self, targets: Sequence[NodeContact | Address]) -> None:
-        async with trio.open_nursery() as nursery:
-            for target in targets:
-                if (target if isinstance(target, Address) else target.address) not in self._own:
-                    nursery.start_soon(self.call, target, Ping())
+        others = [one for one in targets if (one if isinstance(one, Address) else one.address) not in self._own]
+        await self._ask_all([(other, Ping()) for other in others], lambda ping, answer: False)
 
     async def _ping_lost(self) -> None:
         """Try one that was lost, or one of the addresses we began with: after a partition somebody must ask."""

@@ -1,7 +1,8 @@
-"""One open stream to one peer: a task that reads, a task that writes, and the session between them.
+"""One open stream to one peer: a task that reads, another that writes, and the session between them.
 
-Writing: small messages queue ahead of updates; at most one update waits behind the one being sent, a second is
-refused to the caller (`post_update` is False), so a slow peer costs one body of memory and nobody's time.
+Writing: what is small goes out at once when nothing is on its way; else small messages queue ahead of updates. At most
+one update waits behind the one being sent, a second is refused to the caller (`post_update` is False), so a slow peer
+costs one body of memory and nobody's time.
 Reading: never waits for anything but the stream. The body of an accepted update is received in place; the body
 of a refused one is read away through 64 KiB, which costs the sender's bandwidth and keeps the session: a
 round trip for permission before each update would delay every accepted one instead. Bodies that stall or
@@ -12,9 +13,11 @@ slow line for minutes. Nothing raised here reaches the task that runs the link, 
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +34,8 @@ from gossipml.peer.wire import Body, Decoder, Goodbye, Hello, Message, Pong, Pro
 log = logging.getLogger("gossipml.peer")
 
 READ_AHEAD = 4096  # bytes: most headers, and the bodies of tiny models with them
+AT_ONCE = 32 * 1024  # bytes of a body that is sent without its task: less than any buffer of a socket
+CLOCK_ERROR = 0.001  # seconds by which a deadline may come too early
 HEARD_SECONDS = 0.2  # how exactly it is known when a peer was last heard; its failure takes seconds to be believed
 
 
@@ -146,9 +151,12 @@ class Link:
         self._wake = trio.Event()
         self._scope: trio.CancelScope | None = None
         self._stalling = trio.CancelScope()  # of the writer; one for all that it sends, as each costs what a send does
+        self._lingering = trio.CancelScope()  # of the reader, likewise
+        self._decoder = Decoder(owner.body_length)
+        self._frame_ends = math.inf  # when what is being received must be there
         self._finishing = False
         self._buffer = memoryview(bytearray(READ_AHEAD))
-        self._ahead = self._buffer[:0]  # received and not yet given to the decoder
+        self._in_place = False  # what comes next comes into the decoder's own buffer
         self._in_frame = False  # a frame is partly sent: nothing else can be said any more
 
     @property
@@ -163,8 +171,7 @@ class Link:
             self._end("broken", f"{len(self._control)} messages wait unread")
             self._cancel()
             return
-        self._control.append(encode(message))
-        self._wake.set()
+        self._say(encode(message))
 
     def post_news(self, message: Message) -> None:
         """Send a small message that the next one replaces: nothing when others still wait to be sent."""
@@ -175,8 +182,14 @@ class Link:
         """Queue an update; False when another one is waiting already. True promises one `on_sent`."""
         if not self.is_open or self._waiting is not None:
             return False
-        self._waiting = parcel
-        self._wake.set()
+        begun = self._clock.now()
+        if self._is_idle and len(parcel.body) <= AT_ONCE and self._post(_header(parcel.update), parcel.body):
+            self.used_at, self._sending = begun, parcel
+            if not self._in_frame:
+                self._update_sent(begun)
+        else:
+            self._waiting = parcel
+            self._wake.set()
         return True
 
     def finish(self, reason: str, *, code: str = "local") -> None:
@@ -200,92 +213,98 @@ class Link:
                 self._scope = nursery.cancel_scope
                 self._act(self.session.handle(s.Started(), self._clock.now()))
                 nursery.start_soon(self._write)
-                nursery.start_soon(self._read)
-                await self._hello_deadline()
+                await self._read()
         finally:
             await self._part()
 
     # Reading.
 
     async def _read(self) -> None:
-        decoder = Decoder(self._owner.body_length)
         try:
-            while True:
-                event = await self._next(decoder)
-                if event is None:
-                    self._end("broken", "the other side closed the connection")
-                    break
-                if isinstance(event, Body):
-                    self._body_done(event)
-                elif not self._finishing:  # else it crossed our own last words
-                    self._received(event, decoder)
-                if self._finishing:
-                    return  # the writer sends the last words and ends the link
+            self._set_deadline()
+            with self._lingering:
+                await self.stream.serve(self._target, self._came)
+                return
+            self._act(self.session.handle(s.Deadline(), self._clock.now() + CLOCK_ERROR))
+            self._end("broken", "a message came too slowly")  # unless it was the hello
         except RemoteError as error:
             self._owner.on_fault(self, str(error))
             self.finish(str(error), code="fault")
             return
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._end("broken", str(error) or "the connection broke")
-        except trio.TooSlowError:
-            self._end("broken", "a message came too slowly")
         self._cancel()
 
-    async def _next(self, decoder: Decoder) -> Message | Body | None:
-        """The next message or body; None at an orderly end of the stream."""
-        while decoder.between_frames or self._ahead:
-            event = self._count(decoder, await self._receive(decoder))
-            if event is not None or decoder.between_frames:
-                return event
-        now = trio.current_time()
-        body_ends = now + self._body_seconds(self._receiving)
-        with trio.fail_at(min(now + self._config.stall, body_ends)) as scope:  # moved on with each piece
-            while True:
-                event = self._count(decoder, await self._receive(decoder))
-                if event is not None:
-                    return event
-                scope.deadline = min(trio.current_time() + self._config.stall, body_ends)
-
-    async def _receive(self, decoder: Decoder) -> int:
-        """Put bytes where the decoder wants them; how many, 0 at the end.
+    def _target(self) -> memoryview:
+        """Where the next bytes belong.
 
         A small message is received whole, with what follows it, instead of its length first; a body in its place.
         """
-        target = decoder.target()
-        if not self._ahead:
-            if len(target) >= READ_AHEAD:
-                return self._heard(await self.stream.receive_into(target), decoder)
-            count = self._heard(await self.stream.receive_into(self._buffer), decoder)
-            self._ahead = self._buffer[:count]
-        count = min(len(target), len(self._ahead))
-        target[:count] = self._ahead[:count]
-        self._ahead = self._ahead[count:]
-        return count
+        target = self._decoder.target()
+        self._in_place = len(target) >= READ_AHEAD
+        return target if self._in_place else self._buffer
 
-    def _heard(self, count: int, decoder: Decoder) -> int:
-        """Note that so many bytes came; the same number."""
-        if count:
-            self.traffic.add(received=count)
-            now = self._clock.now()
-            if now - self.heard_at > HEARD_SECONDS or decoder.between_frames:
-                self.heard_at = now
-                self._owner.on_heard(self)
-        return count
-
-    def _count(self, decoder: Decoder, count: int) -> Message | Body | None:
-        """What `count` received bytes completed."""
+    def _came(self, count: int) -> bool:
+        """Take in what was received; whether there is more to hear."""
+        decoder = self._decoder
         if count == 0:
-            if decoder.between_frames:
-                return None
-            raise trio.BrokenResourceError("the connection ended in the middle of a message")
-        event = decoder.received(count)
-        if event is None and self._receiving is not None and self._clock.now() - self._said_at > self._config.beat:
+            if not decoder.between_frames:
+                raise trio.BrokenResourceError("the connection ended in the middle of a message")
+            raise trio.BrokenResourceError("the other side closed the connection")
+        self._heard(count)
+        ahead = self._buffer[:count]
+        while count:
+            taken = count
+            if not self._in_place:
+                target = decoder.target()
+                taken = min(len(target), count)
+                target[:taken] = ahead[:taken]
+                ahead = ahead[taken:]
+            count -= taken
+            event = decoder.received(taken)
+            if event is None:
+                self._give_a_sign()
+                continue
+            if isinstance(event, Body):
+                self._body_done(event)
+            elif not self._finishing:  # else it crossed our own last words
+                self._received(event)
+            if self._finishing:
+                return False  # the writer sends the last words and ends the link
+            self._frame_ends = math.inf
+        self._set_deadline()
+        return True
+
+    def _set_deadline(self) -> None:
+        """Inside a frame the next bytes are due; moved on with each piece. The hello has a time of its own."""
+        due, hello = math.inf, self.session.next_deadline()
+        if not self._decoder.between_frames:
+            now = trio.current_time()
+            if self._frame_ends == math.inf:
+                self._frame_ends = now + self._body_seconds(self._receiving)
+            due = min(now + self._config.stall, self._frame_ends)
+        if hello is not None:
+            due = min(due, trio.current_time() + max(0.0, hello - self._clock.now()))
+        if due != self._lingering.deadline:
+            self._lingering.deadline = due
+
+    def _heard(self, count: int) -> None:
+        self.traffic.add(received=count)
+        now = self._clock.now()
+        if now - self.heard_at > HEARD_SECONDS or self._decoder.between_frames:
+            self.heard_at = now
+            self._owner.on_heard(self)
+
+    def _give_a_sign(self) -> None:
+        """Of life, while a long body comes in."""
+        if self._receiving is not None and self._clock.now() - self._said_at > self._config.beat:
             self._said_at = self._clock.now()
             self.post(Pong(0))
-        return event
 
-    def _received(self, message: Message, decoder: Decoder) -> None:
-        self._act(self.session.handle(s.Received(message), self._clock.now()))
+    def _received(self, message: Message) -> None:
+        is_update = isinstance(message, Update)
+        if not (is_update and self.session.is_open):
+            self._act(self.session.handle(s.Received(message), self._clock.now()))
         if isinstance(message, Update) and not self._finishing:
             self.used_at = self._clock.now()
             if not message.body_length:
@@ -294,27 +313,21 @@ class Link:
             self._keeping = self._owner.on_offer(self, message)
             self._receiving = message
             if self._keeping:
-                decoder.keep_body()
+                self._decoder.keep_body()
             else:
-                decoder.discard_body()
+                self._decoder.discard_body()
 
     def _body_done(self, body: Body) -> None:
         self._receiving = None
         if body.data is not None:
             self._owner.on_body(self, body.update, body.data)
 
-    async def _hello_deadline(self) -> None:
-        while (deadline := self.session.next_deadline()) is not None:
-            await trio.sleep(max(0.001, deadline - self._clock.now()))
-            self._act(self.session.handle(s.Deadline(), self._clock.now()))
-
     def _act(self, actions: list[s.Action]) -> None:
         for action in actions:
             match action:
                 case s.Send(message):
                     if len(self._control) < self._config.control:
-                        self._control.append(encode(message))
-                    self._wake.set()
+                        self._say(encode(message))
                 case s.Introduced(hello):
                     self._act(self.session.handle(self._owner.on_introduced(self, hello), self._clock.now()))
                 case s.Opened(profile):
@@ -329,6 +342,26 @@ class Link:
                     self._end(code, reason)
 
     # Writing.
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether nothing is being sent or waits for it."""
+        return not (self._in_frame or self._control or self._waiting or self._sending)
+
+    def _say(self, message: bytes) -> None:
+        if not (self._is_idle and self._post(message)):
+            self._control.append(message)
+            self._wake.set()
+
+    def _post(self, *parts: bytes) -> bool:
+        """Send a whole frame at once, if that can be."""
+        if not self.stream.post(*parts):
+            return False
+        self._note_sent(parts)
+        if self.stream.unsent:
+            self._in_frame = True
+            self._wake.set()
+        return True
 
     async def _write(self) -> None:
         try:
@@ -345,7 +378,10 @@ class Link:
     async def _send_all(self) -> None:
         """Until the last words are said."""
         while True:
-            if self._control:
+            if self.stream.unsent:
+                await self._send()  # the rest of what was sent at once
+                self._update_sent(self.used_at)
+            elif self._control:
                 await self._send(self._control.popleft())
             elif self._finishing:
                 break
@@ -363,25 +399,33 @@ class Link:
         self.used_at = begun = self._clock.now()
         view = memoryview(parcel.body)
         if len(view) <= self._config.slice:  # one stall bounds it all: two time-outs less for each small update
-            await self._send(encode(parcel.update), view)
+            await self._send(_header(parcel.update), view)
         else:
             with trio.fail_after(self._body_seconds(parcel.update)):
-                await self._send(encode(parcel.update), view[: self._config.slice], more=True)
+                await self._send(_header(parcel.update), view[: self._config.slice], more=True)
                 for start in range(self._config.slice, len(view), self._config.slice):
                     await self._send(view[start : start + self._config.slice], more=True)
             self._in_frame = False
-        self._sending = None
-        self.bandwidth.learn(len(parcel.body), self._clock.now() - begun)
-        self._owner.on_sent(self, parcel, "")
+        self._update_sent(begun)
+
+    def _update_sent(self, begun: float) -> None:
+        """If it was an update."""
+        parcel, self._sending = self._sending, None
+        if parcel is not None:
+            self.bandwidth.learn(len(parcel.body), self._clock.now() - begun)
+            self._owner.on_sent(self, parcel, "")
 
     async def _send(self, *parts: bytes | memoryview, more: bool = False) -> None:
         self._in_frame = True
         self._stalling.deadline = trio.current_time() + self._config.stall
         await self.stream.send_all(*parts)
         self._stalling.deadline = math.inf
-        self.traffic.add(sent=sum(len(part) for part in parts))
-        self._said_at = self._clock.now()
+        self._note_sent(parts)
         self._in_frame = more
+
+    def _note_sent(self, parts: Sequence[bytes | memoryview]) -> None:
+        self.traffic.add(sent=sum(map(len, parts)))
+        self._said_at = self._clock.now()
 
     def _body_seconds(self, update: Update | None) -> float:
         return self._config.stall + (update.body_length / self._config.slowest if update else 0.0)
@@ -420,3 +464,8 @@ class Link:
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass  # it is gone already
             await self.stream.aclose()
+
+
+@functools.lru_cache(64)  # a push, and answers until the next round, have one header for most of their receivers
+def _header(update: Update) -> bytes:
+    return encode(update)

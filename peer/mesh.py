@@ -69,7 +69,7 @@ class MeshConfig:
     dial_seconds: float = 5.0
     """For one address, handshake included."""
     upkeep: float = 1.0
-    """Seconds between looks at whether more sessions are wanted."""
+    """Seconds between looks at whom to dial while more sessions are wanted."""
     link: LinkConfig = field(default_factory=LinkConfig)
     failure: f.FailureConfig = field(default_factory=f.FailureConfig)
 
@@ -441,7 +441,8 @@ class Mesh:
         self._send_soon(self._act(self.gossip.handle(g.Asked(link.peer, update), self._clock.now())))
 
     def on_offer(self, link: Link, update: Update) -> bool:
-        self.view.learn(_within_reach(link, contact) for contact in update.contacts)
+        if update.contacts:
+            self.view.learn(_within_reach(link, contact) for contact in update.contacts)
         verdict, *rest = self.gossip.handle(g.UpdateOffered(link.peer, update), self._clock.now())
         if isinstance(verdict, g.Refuse):
             self.stats.updates_refused += 1
@@ -577,7 +578,7 @@ class Mesh:
                         self._peers_changed.set()
                 case f.Recovered():
                     log.info("%s is back", short_peer_id(peer))
-        if isinstance(event, f.SessionOpened):
+        if isinstance(event, f.SessionOpened) and self._clock.now() + self.config.failure.silence < self._awake_at:
             self._time_changed.set()
 
     # Orders of the network key.
@@ -596,6 +597,7 @@ class Mesh:
         if membership.version == self._heeded:
             return
         self._heeded = membership.version
+        self._peers_changed.set()
         for link in list(self._all.values()):
             if membership.is_revoked(link.peer):
                 log.warning("%s was revoked: its session ends", short_peer_id(link.peer))
@@ -698,7 +700,10 @@ class Mesh:
                     self._dialling.dial(peer)
             if missing > 0:
                 self._dialling.knock(self.view.doors(now))
-            with trio.move_on_after(self.config.upkeep * (0.5 + self._env.rng.random())):
+            # Nothing but such a change matters while there are enough sessions, by keys that do not end.
+            enough = len(self._links) >= self.config.wanted and len(self._membership.accepted) == 1
+            pause = math.inf if enough else self.config.upkeep * (0.5 + self._env.rng.random())
+            with trio.move_on_after(pause):
                 await self._peers_changed.wait()
 
     # Small decisions.

@@ -196,6 +196,11 @@ class Session:
         self._orders = orders
         self._deadline: float | None = now + HELLO_SECONDS
 
+    @property
+    def is_open(self) -> bool:
+        """Whether updates may come: that is no event for this machine, as it changes nothing."""
+        return self.state is State.OPEN
+
     def next_deadline(self) -> float | None:
         """When the hello must have been exchanged; None afterwards."""
         return self._deadline

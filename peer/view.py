@@ -218,13 +218,15 @@ class View:
     def fit(self, model: str, digest: str, now: float, *, without: Collection[PeerId] = ()) -> list[PeerId]:
         """The peers that train the same model and are connected or worth a dial."""
         return [
-            entry.contact.peer
-            for entry in self._entries.values()
+            peer
+            for peer, entry in self._entries.items()
             if entry.contact.model == model
-            and entry.digest in ("", digest)
-            and not (entry.connected and entry.digest == "")  # it does not know its layout yet
-            and (entry.connected or self._dialable(entry, now))
-            and entry.contact.peer not in without
+            and (
+                entry.digest == digest != ""  # "": it does not know its layout yet
+                if entry.connected
+                else entry.digest in ("", digest) and self._dialable(entry, now)
+            )
+            and peer not in without
         ]
 
     def to_dial(self, k: int, model: str, now: float) -> list[PeerId]:

@@ -60,7 +60,7 @@ QUIET = replace(
 """Rounds are a thousand times longer than in earnest, so heartbeats, pings, looks and counts are rarer, too, or they
 would be nine tenths of what is simulated; answers of the DHT are still a third of it (measured). k of the DHT is that
 of BEP 5; 20 is for networks of which half dies. All of it stands in docs/simulator.md."""
-HINT_ROUNDS = 5  # between two times that a neighbour is told of other peers; in earnest a second, which is as many
+HINT_ROUNDS = 20  # between two times that a neighbour is told of other peers; in earnest a second, a few rounds
 BUSY = 0.5  # share of a round that is training; the rest waits for the round to end
 
 
@@ -166,6 +166,8 @@ class _Watched:
                 nursery.start_soon(self._part, world, names, partition)
             await self._watch(cluster)
             nursery.cancel_scope.cancel()
+            for member in cluster.running():  # nobody watches any more how each takes leave of all others
+                cluster.crash(member.name)
 
     async def _watch(self, cluster: Cluster) -> None:
         scenario = self.scenario

@@ -101,7 +101,7 @@ class NumpyTrainer:
         self.layout = Layout("points", digest, size)
         self.steps_per_epoch = descent.steps or -(-len(points.targets) // descent.batch)
         self._x = np.zeros(size, np.float32)
-        self._velocity = np.zeros(self._shape, np.float32)
+        self._velocity = np.zeros(self._shape, np.float32)  # times batch
         self._merger = Merger(merge or parse_merge("clipping"), Coordinates(size, size))
         self._outgoing = Outgoing(self._x)
         self._rounds = 0
@@ -215,7 +215,7 @@ class NumpyTrainer:
     def _evaluation(self, x: Vector) -> Evaluation:
         scores = self._scores(self._points.test_inputs, x)
         targets = self._points.test_targets
-        accuracy = float((scores.argmax(1) == targets).mean())
+        accuracy = int(np.count_nonzero(scores.argmax(1) == targets)) / len(targets)
         return Evaluation(accuracy, self._loss(scores, targets), accuracy, "local")
 
     def _read(self, content: bytes) -> Vector:
@@ -244,19 +244,18 @@ class NumpyTrainer:
     def _step(self, inputs: Vector, right: NDArray[np.int64]) -> Vector:
         """What the model gave, before the step, to the `right` class of each sample, a place in (batch, classes)."""
         descent, weights, velocity = self._descent, self._x.reshape(self._shape), self._velocity  # views
-        gradient = _softmax(inputs @ weights)  # (batch, classes)
+        gradient = _softmax(inputs @ weights)  # (batch, classes), times batch
         flat = gradient.reshape(-1)  # a view
         chosen: Vector = flat[right]
         flat[right] = chosen - 1
-        gradient /= descent.batch
         if descent.momentum:
             velocity *= descent.momentum
             velocity += inputs.T @ gradient
         else:
             np.matmul(inputs.T, gradient, out=velocity)
         if descent.weight_decay:
-            velocity += np.float32(descent.weight_decay) * weights
-        weights -= np.float32(descent.rate) * velocity
+            velocity += np.float32(descent.weight_decay * descent.batch) * weights
+        weights -= np.float32(descent.rate / descent.batch) * velocity
         return chosen
 
     def _scores(self, inputs: Vector, x: Vector | None = None) -> Vector:

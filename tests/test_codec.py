@@ -84,6 +84,14 @@ def test_what_is_not_canonical_is_refused(data: bytes) -> None:
         codec.unpack(data, limit=1000)
 
 
+def test_a_long_message_and_one_that_cannot_be_packed_leave_nothing_behind() -> None:
+    assert len(codec.pack(bytes(1 << 20))) == (1 << 20) + 5
+    for wrong in (1 << 64, [b"begun", 1 << 64]):
+        with pytest.raises(OverflowError):
+            codec.pack(wrong)
+    assert codec.pack([1]) == b"\x91\x01"
+
+
 def test_length_is_checked_before_parsing() -> None:
     with pytest.raises(RemoteError, match="1001 bytes is over the limit of 1000"):
         codec.unpack(bytes(1001), limit=1000)

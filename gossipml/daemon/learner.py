@@ -171,7 +171,7 @@ class Learner:
     async def _release(self, releases: Releases, trainer: Trainer, mesh: Mesh) -> None:
         """Beside the training: publish when it is time."""
         while True:
-            await trio.sleep(self._config.release_look_seconds)
+            await trio.sleep(max(self._config.release_look_seconds, releases.wait))
             if self.progress.evaluation is not None:
                 await releases.consider(trainer, mesh.age, self.progress.round)
 

@@ -114,6 +114,7 @@ class Library:
         self._fetches: dict[bytes, Fetch] = {}
         self._slots = trio.CapacityLimiter(FETCHES)
         self._nursery: trio.Nursery | None = None
+        self._unfinished = trio.Event()  # something may be
         self._told_heads: set[str] = set()
         self._told: set[bytes] = set()
         self._removed: set[bytes] = set()  # by hand: we are not to be asked to hold them again
@@ -126,7 +127,10 @@ class Library:
                 self.announce()
                 task_status.started()
                 while True:
+                    self._unfinished = trio.Event()
                     await self._finish_unfinished()
+                    if not (self.store.wanted() or self.store.lost()):
+                        await self._unfinished.wait()
                     await trio.sleep(RETRY_SECONDS * self._env.rng.uniform(0.7, 1.3))
             finally:
                 self._nursery = None
@@ -441,6 +445,7 @@ class Library:
         fetch.error = str(failure) if failure else ""
         fetch.ended = self._env.clock.now()
         fetch.over.set()
+        self._unfinished.set()
 
     def _forget_ended(self) -> None:
         latest_end = self._env.clock.now() - ENDED_SECONDS
@@ -465,6 +470,7 @@ class Library:
         for version in self.store.wanted():
             if version.root == content.root:
                 self.start_fetch(version)
+        self._unfinished.set()
         self.announce()
 
     # Keeping and letting go

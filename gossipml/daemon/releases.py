@@ -43,10 +43,15 @@ class Releases:
         self._next = env.clock.now() + config.first_seconds * env.rng.uniform(0.5, 1.5)
         self._warned = False
 
+    @property
+    def wait(self) -> float:
+        """Seconds until it is time to consider."""
+        return max(0.0, self._next - self._env.clock.now())
+
     async def consider(self, trainer: Trainer, age: float, round: int, *, final: bool = False) -> Manifest | None:
         """Publish if it is time and worth it; `final` asks for the worth alone. Never raises for a full disk, a
         network that is away or a model that cannot be exported: it says so and goes on."""
-        if not final and self._env.clock.now() < self._next:
+        if not final and self.wait:
             return None
         try:
             return await self._consider(trainer, age, round, final=final)

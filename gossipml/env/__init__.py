@@ -61,8 +61,24 @@ class Stream(Protocol):
         Raises trio.BrokenResourceError or trio.ClosedResourceError.
         """
 
+    def post(self, *parts: bytes | bytearray | memoryview) -> bool:
+        """Send something small at once, without waiting; False, and nothing is sent, when that cannot be.
+
+        What the network has no room for yet is `unsent`: it goes with the next `send_all`, if need be one of nothing.
+        """
+
+    @property
+    def unsent(self) -> bool:
+        """Whether a part of what was posted has not left."""
+
     async def receive_into(self, view: memoryview) -> int:
         """Read at least one byte into `view`; how many, 0 at the end. Raises trio.BrokenResourceError."""
+
+    async def serve(self, target: Callable[[], memoryview], came: Callable[[int], bool]) -> None:
+        """Read into `target()` and call `came` with how many bytes, over and over, as long as that is True.
+
+        Neither waits. What they raise is raised here, and what `receive_into` raises.
+        """
 
     async def aclose(self) -> None: ...
 

@@ -37,6 +37,7 @@ class Pipe:
         self._broken: str | None = None  # for the reader
         self._writer_broken: str | None = None
         self._reader: trio.lowlevel.Task | None = None
+        self._serving: tuple[Callable[[], memoryview], Callable[[int], bool]] | None = None
         self._writer: trio.lowlevel.Task | None = None
 
     # The writer's side.
@@ -58,6 +59,16 @@ class Pipe:
                 chunk = bytes(view[start : start + CHUNK_BYTES])  # a copy: the caller goes on writing to its buffer
                 self._unread += len(chunk)
                 self._transmit(len(chunk), lambda chunk=chunk: self._arrive(chunk))  # type: ignore[misc]
+
+    def post(self, parts: tuple[bytes | bytearray | memoryview, ...]) -> bool:
+        if self._writer is not None or self._writer_broken is not None or self._unread >= WINDOW_BYTES:
+            return False
+        chunk = b"".join(parts)
+        if len(chunk) > CHUNK_BYTES:
+            return False
+        self._unread += len(chunk)
+        self._transmit(len(chunk), lambda: self._arrive(chunk))
+        return True
 
     async def _wait_for_room(self) -> None:
         self._writer = trio.lowlevel.current_task()
@@ -151,7 +162,19 @@ class Pipe:
             return
         self.network.record("tcp", source.name, target.name, chunk)
         self._chunks.append(memoryview(chunk))
-        self._wake_reader()
+        if self._reader is not None and self._serving is not None:
+            self._serve(*self._serving)
+        else:
+            self._wake_reader()
+
+    def _serve(self, target: Callable[[], memoryview], came: Callable[[int], bool]) -> None:
+        """At once: a turn of the loop for each message would cost as much as most messages."""
+        try:
+            while self._chunks and self._reader is not None:
+                if not came(self._read(target())):
+                    self._wake_reader(outcome.Value(False))
+        except BaseException as error:
+            self._wake_reader(outcome.Error(error))
 
     def _arrive_end(self) -> None:
         self._ended = True
@@ -163,6 +186,18 @@ class Pipe:
         self._wake_reader()
 
     async def receive_into(self, view: memoryview) -> int:
+        return self._read(view) if await self._wait_for_bytes() and self._chunks else 0
+
+    async def serve(self, target: Callable[[], memoryview], came: Callable[[int], bool]) -> None:
+        self._serving = (target, came)
+        try:
+            while await self._wait_for_bytes() and came(self._read(target()) if self._chunks else 0):
+                pass
+        finally:
+            self._serving = None
+
+    async def _wait_for_bytes(self) -> bool:
+        """True when there are some, or the stream has ended; False when whoever serves wants no more."""
         if self._reader is not None:
             raise trio.BusyResourceError("another task is receiving from this stream")
         if self._chunks:  # otherwise waiting is the checkpoint
@@ -172,7 +207,7 @@ class Pipe:
                 raise trio.ClosedResourceError
             if self._ended:
                 await trio.lowlevel.checkpoint()
-                return 0
+                return True
             if self._broken is not None:
                 raise trio.BrokenResourceError(self._broken)
             self._reader = trio.lowlevel.current_task()
@@ -181,7 +216,11 @@ class Pipe:
                 self._reader = None
                 return trio.lowlevel.Abort.SUCCEEDED
 
-            await trio.lowlevel.wait_task_rescheduled(abort)
+            if not await trio.lowlevel.wait_task_rescheduled(abort):
+                return False
+        return True
+
+    def _read(self, view: memoryview) -> int:
         view = view.cast("B")
         chunk = self._chunks.popleft()
         count = min(len(chunk), len(view))
@@ -209,10 +248,10 @@ class Pipe:
         self.reader_open = False
         self._chunks.clear()
 
-    def _wake_reader(self) -> None:
+    def _wake_reader(self, going_on: outcome.Outcome[bool] | None = None) -> None:
         if self._reader is not None:
             task, self._reader = self._reader, None
-            trio.lowlevel.reschedule(task, outcome.Value(None))
+            trio.lowlevel.reschedule(task, going_on or outcome.Value(True))
 
 
 class SimulatedStream:
@@ -245,10 +284,22 @@ class SimulatedStream:
         if self._closed:
             raise trio.ClosedResourceError
 
+    def post(self, *parts: bytes | bytearray | memoryview) -> bool:
+        return not self._closed and self._outgoing.post(parts)
+
+    @property
+    def unsent(self) -> bool:
+        return False  # there is room for all of it, or for nothing
+
     async def receive_into(self, view: memoryview) -> int:
         if self._closed:
             raise trio.ClosedResourceError
         return await self._incoming.receive_into(view)
+
+    async def serve(self, target: Callable[[], memoryview], came: Callable[[int], bool]) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError
+        await self._incoming.serve(target, came)
 
     def close(self) -> None:
         if not self._closed:

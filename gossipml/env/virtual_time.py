@@ -16,7 +16,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import trio
 import trio.testing
@@ -25,6 +25,8 @@ import trio.testing
 from trio._core import _run as trio_run
 
 from gossipml.errors import LocalError
+
+POLL_TURNS = 100  # of the loop: milliseconds
 
 
 class VirtualTime:
@@ -39,7 +41,8 @@ class VirtualTime:
         # And trio would read the real clock at every turn to find that it does not count.
         vars(clock).update(_autojump=self._advance, current_time=self.now, deadline_to_sleep_time=self._until)
         self._clock: Any = clock  # Any: private parts
-        self._runner: Any = trio_run.GLOBAL_RUN_CONTEXT.runner
+        self._runner: Any = cast(Any, trio_run.GLOBAL_RUN_CONTEXT.runner)
+        self._runner.io_manager = _RarePolls(self._runner.io_manager)
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._sequence = itertools.count()
 
@@ -69,6 +72,26 @@ class VirtualTime:
                 runner.deadlines.expire(clock._virtual_base)  # now, and not after one more turn of the loop
             else:
                 return
+
+
+class _RarePolls:
+    """What trio asks for events of the system: in a simulated world there are none but Ctrl-C, and asking takes as long
+    as many a task."""
+
+    def __init__(self, manager: Any) -> None:  # Any: private parts
+        self._manager = manager
+        self._turns = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
+
+    def get_events(self, timeout: float) -> Any:
+        self._turns += 1
+        return () if self._turns % POLL_TURNS else self._manager.get_events(timeout)
+
+    def process_events(self, events: Any) -> None:
+        if events:
+            self._manager.process_events(events)
 
 
 @contextmanager

@@ -95,6 +95,21 @@ def test_providers_are_told_apart_by_model_and_by_specification(simulate: Simula
     listed(simulate, scenario)
 
 
+def test_what_was_published_is_told_again_soon_after_the_network_has_grown(simulate: Simulate) -> None:
+    async def scenario(world: Listed) -> None:
+        first, *_ = await world.cluster.grow(2)
+        await world.directory(first)
+        await trio.sleep(120)  # it would be due again after 300 s
+        others = [await world.cluster.start(f"newcomer-{index}") for index in range(10)]
+        await trio.sleep(20)
+        own = first.credentials.identity.public_key
+        for other in others:
+            held = other.dht._node.storage._records.values()
+            assert any(record.public_key == own for slots in held for record in slots.values()), other.name
+
+    listed(simulate, scenario, ttl=900.0)
+
+
 def test_who_leaves_is_forgotten_at_once_and_does_not_come_back(simulate: Simulate) -> None:
     async def scenario(world: Listed) -> None:
         members = await world.cluster.grow(6)

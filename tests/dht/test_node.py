@@ -96,6 +96,20 @@ def test_the_second_request_goes_to_the_session_and_needs_no_signature(table: Ta
     assert len(table.wire[first + 1][0]) < 100  # no proof in it
 
 
+def test_a_process_that_has_proven_itself_is_not_verified_again_when_it_is_asked_twice(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = table.node("a", A), table.node("b", B)
+    assert table.ask(a, B, Ping()) is not None
+    monkeypatch.setattr(a, "_verify", lambda *signed: pytest.fail("verified"))
+    asked = a.ask(NodeContact(b.id, B), Ping(), 0.0, table.wall)
+    assert asked is not None  # and its answer is lost
+    repeated = a.again(asked[0], table.wall)
+    assert repeated is not None
+    answered = table.exchange(a, repeated, B)
+    assert answered is not None and answered.contact.node == b.id
+
+
 def test_a_restarted_node_is_reached_again_with_the_same_call(table: Table) -> None:
     a, b = table.node("a", A), table.node("b", B)
     assert table.ask(a, B, Ping()) is not None

@@ -66,7 +66,7 @@ def test_nearest_stays_exact_while_contacts_come_move_and_go(seed: int) -> None:
                 banned = rng.choice(known).node
                 table.remove_all(lambda node, banned=banned: node == banned)  # type: ignore[misc]
         held = [entry.contact for entry in table.contacts()]
-        target = rng.randbytes(20)
+        target = rng.choice((rng.randbytes(20), OWN))  # or one that was asked for before
         assert table.nearest(target, 20) == sorted(held, key=lambda c: distance(c.node, target))[:20]
         assert len({c.address for c in held}) == len(held)  # one node an address
 

@@ -303,6 +303,60 @@ def test_nobody_at_the_address_times_out(credentials: Members) -> None:
     assert run_simulation(scenario, 1) == CONNECT_SECONDS
 
 
+def test_who_serves_hears_what_comes_in_its_moment_until_it_wants_no_more(credentials: Members) -> None:
+    got = bytearray()
+    buffer = memoryview(bytearray(100))
+    ended = False
+
+    def came(count: int) -> bool:
+        got.extend(buffer[:count])
+        if b"bad" in got:
+            raise ValueError("too much")
+        return count > 0 and not got.endswith(b".")
+
+    async def handler(stream: Stream) -> None:
+        nonlocal ended
+        await stream.serve(lambda: buffer, came)
+        assert got == b"one, two."
+        with pytest.raises(ValueError, match="too much"):
+            await stream.serve(lambda: buffer, came)
+        got.clear()
+        await stream.serve(lambda: buffer, came)
+        ended = True
+
+    async def dialler(world: World, stream: Stream) -> None:
+        assert stream.post(b"one,", b" ")
+        await trio.sleep(0.101)
+        assert got == b"one, "
+        assert stream.post(b"two.")
+        await trio.sleep(1)
+        assert stream.post(b"bad")
+        await trio.sleep(1)
+        assert stream.post(b"left to the end")
+        assert not stream.unsent
+        await stream.aclose()
+        assert not stream.post(b"more")
+        await trio.sleep(1)
+        assert got == b"left to the end"
+        assert ended
+
+    connected(credentials, dialler, handler)
+
+
+def test_what_finds_no_room_is_not_posted(credentials: Members) -> None:
+    async def sleep(stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    async def dialler(world: World, stream: Stream) -> None:
+        posted = 0
+        while stream.post(bytes(100_000)):
+            posted += 100_000
+        assert WINDOW_BYTES <= posted < WINDOW_BYTES + 100_000
+        assert not stream.post(b"")
+
+    connected(credentials, dialler, sleep)
+
+
 def test_streams_keep_order_and_content_over_a_terrible_link(credentials: Members) -> None:
     data = bytes(range(256)) * 4000  # about a MB
 

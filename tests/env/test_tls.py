@@ -253,6 +253,44 @@ async def test_both_sides_send_at_once_without_waiting_for_each_other(real: Env,
     assert got == {"alice": there, "bob": back}
 
 
+async def test_what_is_posted_leaves_at_once_and_its_rest_before_what_is_sent_next(
+    real: Env, credentials: Members
+) -> None:
+    go, content = trio.Event(), random.Random(1).randbytes(60_000)
+    received = bytearray()
+
+    async def read_late(stream: Stream) -> None:
+        buffer = memoryview(bytearray(1 << 16))
+
+        def came(count: int) -> bool:
+            received.extend(buffer[:count])
+            return count > 0
+
+        await stream.serve(lambda: buffer[:12], lambda count: came(count) and len(received) < 12)
+        await go.wait()
+        await stream.serve(lambda: buffer, came)
+
+    async with serving(real, credentials("alice"), read_late) as listener:
+        stream = await real.net.connect(listener.local, None, credentials("bob"))
+        assert stream.post(b"hello, ", memoryview(b"world"))
+        assert not stream.post(bytes(1 << 20)), "that is not small"
+        posted = 0
+        while not stream.unsent:
+            assert stream.post(content)
+            posted += 1
+        assert not stream.post(b"out of turn")
+        go.set()
+        await stream.send_all()
+        assert stream.post(b"the ")
+        await stream.send_all(b"end")
+        await stream.aclose()
+        with trio.fail_after(10):
+            while len(received) < 12 + posted * len(content) + 7:
+                await trio.sleep(0.01)
+        assert bytes(received) == b"hello, world" + posted * content + b"the end"
+        assert not stream.post(b"closed")
+
+
 async def test_a_cancelled_send_breaks_the_stream_and_a_cancelled_receive_does_not(
     real: Env, credentials: Members
 ) -> None:

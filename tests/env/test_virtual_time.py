@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -44,6 +45,19 @@ def test_hours_pass_in_a_moment_and_calls_fall_between_the_sleeps() -> None:
         (7200.0, "slept"),
         (10800.0, "slept"),
     ]
+
+
+def test_the_system_is_heard_while_a_world_turns() -> None:
+    async def scenario(world: World) -> int:
+        called = threading.Event()
+        threading.Thread(target=trio.lowlevel.current_trio_token().run_sync_soon, args=(called.set,)).start()
+        turns = 0
+        while not called.is_set() and turns < 100_000:
+            await trio.sleep(1)
+            turns += 1
+        return turns
+
+    assert run_simulation(scenario, seed=1) < 100_000
 
 
 def test_time_outs_run_on_virtual_time() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -20,7 +21,8 @@ ANN, BOB = peer_id(1), peer_id(2)
 
 
 class HandStream:
-    """What is put into `incoming` is received; what is sent lies in `outgoing`; `stuck` lets nothing out."""
+    """What is put into `incoming` is received; what is sent lies in `outgoing`; `stuck` lets nothing out; `room` is for
+    so many bytes of what is to go out at once."""
 
     def __init__(self) -> None:
         self.peer_id: PeerId = BOB
@@ -30,6 +32,8 @@ class HandStream:
         self.incoming = bytearray()
         self.outgoing = bytearray()
         self.stuck = False
+        self.room = 0
+        self._rest = b""
         self.closed = False
         self._news = trio.Event()
 
@@ -37,12 +41,25 @@ class HandStream:
         self.incoming += data
         self._news.set()
 
+    def post(self, *parts: bytes | bytearray | memoryview) -> bool:
+        if self.room <= 0:
+            return False
+        data = b"".join(parts)
+        self.outgoing += data[: self.room]
+        self._rest, self.room = data[self.room :], max(0, self.room - len(data))
+        return True
+
+    @property
+    def unsent(self) -> bool:
+        return bool(self._rest)
+
     async def send_all(self, *parts: bytes | bytearray | memoryview) -> None:
         if self.stuck:
             await trio.sleep_forever()
         await trio.lowlevel.checkpoint()
-        for part in parts:
+        for part in (self._rest, *parts):
             self.outgoing += part
+        self._rest = b""
 
     async def receive_into(self, view: memoryview) -> int:
         while not self.incoming:
@@ -53,6 +70,10 @@ class HandStream:
         view[:count] = self.incoming[:count]
         del self.incoming[:count]
         return count
+
+    async def serve(self, target: Callable[[], memoryview], came: Callable[[int], bool]) -> None:
+        while came(await self.receive_into(target())):
+            pass
 
     async def aclose(self) -> None:
         self.closed = True
@@ -161,6 +182,36 @@ async def test_small_messages_overtake_a_waiting_update_and_a_second_update_is_r
         nursery.cancel_scope.cancel()
 
 
+async def test_what_is_small_goes_out_at_once_and_an_update_has_left_when_all_of_it_has(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        link, stream, notes = await opened(nursery)
+        parcel = Parcel(make_update(), bytes(32), 0.0)
+        frame = encode(parcel.update) + bytes(32)
+        stream.room = 2 * len(frame) - 1
+        assert link.post_update(parcel)
+        assert (bytes(stream.outgoing), notes.sent) == (frame, [""])
+        assert link.post_update(parcel)
+        assert (bytes(stream.outgoing), notes.sent) == ((frame + frame)[:-1], [""])
+        stream.room = 1000
+        link.post(Ping(1))
+        assert len(stream.outgoing) == 2 * len(frame) - 1, "not into the middle of a body"
+        await trio.testing.wait_all_tasks_blocked()
+        assert bytes(stream.outgoing) == frame + frame + encode(Ping(1))
+        assert notes.sent == ["", ""]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_rest_that_never_leaves_ends_the_link(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        link, stream, notes = await opened(nursery)
+        stream.room, stream.stuck = 1, True
+        assert link.post_update(Parcel(make_update(), bytes(32), 0.0))
+    assert notes.sent == ["the other side reads too slowly"]
+    assert (link.end_code, trio.current_time()) == ("broken", 10.0)
+
+
 async def test_large_bodies_go_out_in_slices(autojump_clock: trio.testing.MockClock) -> None:
     sizes: list[int] = []
 
@@ -266,6 +317,14 @@ async def test_however_the_bytes_come_messages_and_bodies_are_the_same(
         assert notes.bodies == [small, large]
         assert stream.sent() == [Pong(1), Pong(2), Pong(3)]
         nursery.cancel_scope.cancel()
+
+
+async def test_who_does_not_say_hello_in_time_is_let_go(autojump_clock: trio.testing.MockClock) -> None:
+    link, stream, _ = make_link()
+    stream.put(encode(Hello(1, 1, b"bbbbbbbb", make_profile("bob")))[:-1])
+    await link.run()
+    assert (link.end_code, trio.current_time()) == ("timeout", s.HELLO_SECONDS)
+    assert stream.closed
 
 
 async def test_a_lost_body_is_reported(autojump_clock: trio.testing.MockClock) -> None:
