@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gossipml.errors import UserError
+from gossipml.models.arrays import can_compile
 from gossipml.models.averaging import Coordinates
 from gossipml.models.data import take_part
 from gossipml.models.merge_rules import parse_merge
@@ -245,17 +246,18 @@ def test_it_does_so_in_every_compression(compression: str) -> None:
 @pytest.mark.parametrize("merge", ["clipping", "mean", "slerp"])
 def test_merges_of_many_at_once_as_on_a_gpu_are_those_of_one_after_the_other(compression: str, merge: str) -> None:
     ends = []
-    for one_by_one in (True, False):
+    for one_by_one, in_loops in ((True, can_compile()), (True, False), (False, False)):
         scenario = replace(SMALL, compression=compression, merge=merge)
         engine, trainees, mixer = together(scenario, 4, merge)
-        mixer._one_by_one = one_by_one
+        mixer._one_by_one, mixer._in_loops = one_by_one, in_loops and merge != "slerp"
         mixer._most = 4
         for _ in engine.run(scenario.seconds):
             pass
         assert engine.counts.merges > 0
         ends.append((trainees.x.clone(), torch.stack([mixer.served[peer] for peer in range(scenario.peers)])))
-    for one, other in zip(*ends, strict=True):
-        assert torch.allclose(one, other, atol=1e-4 if compression == "float32" else 2e-3)
+    for others in ends[1:]:
+        for one, other in zip(ends[0], others, strict=True):
+            assert torch.allclose(one, other, atol=1e-4 if compression == "float32" else 2e-3)
 
 
 # Itself.
