@@ -341,6 +341,8 @@ def main() -> None:
     options = parser.parse_args()
     source = f"mnist:{data_folder() / 'mnist'}"
     limit, device, only = options.gossipy_seconds, options.device, options.only
+    if only in (None, "hour"):
+        hour()  # first: gossipy's log would show every line of fifty daemons
     for name, model, peers, aim in (
         ("logistic", LOGISTIC, 100, 20),
         ("mlp", MLP, 100, 10),
@@ -352,8 +354,6 @@ def main() -> None:
     if only in (None, "fraction") and device == "cpu":
         for model in LAYERS:
             fraction(scenario_of(model, source, 100, 1))
-    if only in (None, "hour"):
-        hour()
     if only in (None, "large"):
         with tempfile.TemporaryDirectory() as folder:
             large(Path(folder), source, device)
