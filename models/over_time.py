@@ -2,7 +2,7 @@
 towards the local data again. It takes the noise of the steps away, and on uneven data it is an estimate of what the
 neighbourhood agrees on.
 
-The average is over the last ninth of the merges, or so (polynomial decay: Shamir and Zhang 2013, "Stochastic gradient
+The average is over the last thirtieth of the merges, or so (polynomial decay: Shamir and Zhang 2013, "Stochastic gradient
 descent for non-smooth optimization"): a few while all is new, and more and more as training goes on.
 
 When nobody around trains any more (`peer.gossip`, `Settle`), x becomes its average, peers agree on these, and what is
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 MERGE_SHARE: Final = 0.15  # of x, at most: two rounds of three neighbours; from 0.05 to 0.25 the first rounds are alike
 ALONE_SHARE: Final = 0.3  # the same once a round in which nothing was merged: a peer alone averages its own last rounds
-DECAY: Final = 8.0  # of 1 + it in so many merges the average is about the last one
+DECAY: Final = 32.0  # of 1 + it in so many merges the average is about the last one
 LEAST_SHARE: Final = 0.002  # data may change, and a peer may train for months
 
 
