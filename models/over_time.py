@@ -2,8 +2,8 @@
 towards the local data again. It takes the noise of the steps away, and on uneven data it is an estimate of what the
 neighbourhood agrees on.
 
-The average is over the last thirtieth of the merges, or so (polynomial decay: Shamir and Zhang 2013, "Stochastic gradient
-descent for non-smooth optimization"): a few while all is new, and more and more as training goes on.
+The average is over the last thirtieth of the merges, or so (polynomial decay: Shamir and Zhang 2013, "Stochastic
+gradient descent for non-smooth optimization"): a few while all is new, and more and more as training goes on.
 
 When nobody around trains any more (`peer.gossip`, `Settle`), x becomes its average, peers agree on these, and what is
 served is then x, at once: with forms that send parts of a model an average would be hundreds of merges late.
