@@ -644,17 +644,15 @@ class Mesh:
     async def _merge_all(self) -> None:
         while True:
             # A model that is to be sent is encoded first: the answer to a push is our model from before the merge.
-            if not (self._to_merge or self._to_settle) or self._encoding:
-                self._merge_now = trio.Event()
-                await self._merge_now.wait()
-                continue
-            if self._to_settle:
+            if self._to_settle and not self._encoding:
                 self._to_settle = False
                 await self._exchange.settle()
                 continue
-            merge, self._to_merge = self._to_merge, None
-            if merge is None:  # the learner went away meanwhile
+            if self._to_merge is None or self._encoding:
+                self._merge_now = trio.Event()
+                await self._merge_now.wait()
                 continue
+            merge, self._to_merge = self._to_merge, None
             senders = (merge.sender,) if isinstance(merge, g.Merge) else merge.senders
             done: list[Merged] = [(g.MergeFailed(sender), None) for sender in senders]
             try:
