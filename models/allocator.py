@@ -7,7 +7,7 @@ import sys
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # names of glibc's options
 LARGEST = 32 << 20  # bytes; glibc takes no more
-KEPT = 1 << 30
+KEPT = 1 << 28  # as good for a step as more, and a small machine has the rest back
 
 
 def keep_freed_memory() -> bool:
