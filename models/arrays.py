@@ -7,12 +7,16 @@ more than a slice beside its arguments and its result.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+log = logging.getLogger("gossipml.models")
 
 A: TypeAlias = Any  # a numpy array or a torch tensor
 Few: TypeAlias = NDArray[np.float64]  # a number or some for each model, never for each parameter
@@ -21,9 +25,18 @@ IN_CACHE: Final = 1 << 17  # values of all models in a slice: 512 KiB, in the se
 ON_DEVICE: Final = 1 << 26  # the same on a GPU, where each slice costs a launch: 256 MiB
 
 
+@cache
 def can_compile() -> bool:
-    """Whether there is numba (the extra `simulate`), and with it `loops`."""
-    return find_spec("numba") is not None
+    """Whether there is numba (the extra `simulate`), and with it `loops`. It is imported, which takes half a second:
+    one that is too old for its numpy is there and is of no use."""
+    if find_spec("numba") is None:
+        return False
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:
+        log.warning("numba cannot be used (%s); linear models are trained without it, more slowly", error)
+        return False
+    return True
 
 
 def is_numpy(values: A) -> bool:

@@ -10,6 +10,7 @@ Everything is float32. What numba has compiled it keeps in `__pycache__`, or in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import numba
@@ -39,9 +40,11 @@ C0, C1, C2, C3, C4, C5, C6 = (
 
 def compiled(function: Callable[P, T]) -> Callable[P, T]:
     """Sums may be taken in any order, as in a matrix product; NaN and infinity are what they are."""
-    made: Callable[P, T] = numba.njit(
-        cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"}
-    )(function)
+    made: Callable[P, T] = numba.njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})(
+        function
+    )
+    with suppress(RuntimeError):  # no folder for it can be written: it is compiled each time
+        made.enable_caching()  # type: ignore[attr-defined]  # numba's
     return made
 
 
@@ -113,7 +116,10 @@ def train_linear(
             else:
                 _softmax_error(d, exponents, targets, places[step, model], outputs, factor)
             if moving:
-                speeds *= momentum
+                if momentum:
+                    speeds *= momentum
+                else:
+                    speeds[:] = 0  # whatever they were
                 for first in range(0, len(x), SAMPLES):
                     _add_products(speeds, x, first, d)
                 if decay:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from gossipml.models import kernels_linear
+from gossipml.models.arrays import can_compile
 from gossipml.models.batches import Samples
 from gossipml.models.dataset import Labelled
 from gossipml.models.flat import FlatModule
@@ -155,6 +158,45 @@ def test_a_model_that_is_not_finite_stays_as_it_was() -> None:
     assert loop_of(spec, samples).descend(vectors, velocities, [1, 2], [1, 1], places, sgd) == [False, True]
     assert torch.equal(vectors[1], before[1])
     assert not torch.equal(vectors[2], before[2])
+
+
+def test_without_momentum_velocities_are_only_room() -> None:
+    spec, sgd = Softmax(), Sgd(0.1, weight_decay=0.1)
+    samples, places = samples_of(spec), torch.arange(BATCH)[None, None]
+    found, right = (models_of(spec, sgd) for _ in range(2))
+    assert found[1] is not None
+    found[1].fill_(torch.nan)
+    assert loop_of(spec, samples).descend(*found, [0], [1], places, sgd) == [True]
+    one_by_one(spec, samples, right, [0], [1], places, sgd)
+    np.testing.assert_allclose(found[0], right[0], rtol=2e-5, atol=2e-6)
+
+
+def test_a_numba_that_cannot_be_imported_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text('raise ImportError("Numba needs NumPy 1.0 or less")')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "numba")
+    can_compile.cache_clear()
+    try:
+        assert not can_compile()
+        assert "Numba needs NumPy" in caplog.text
+    finally:
+        can_compile.cache_clear()
+
+
+def test_where_nothing_can_be_kept_loops_are_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gossipml.models import loops
+
+    def nowhere(self: object) -> None:
+        raise RuntimeError("cannot cache function: no locator available")
+
+    def next_one(number: int) -> int:
+        return number + 1
+
+    monkeypatch.setattr(type(loops.compare), "enable_caching", nowhere)
+    assert loops.compiled(next_one)(2) == 3
 
 
 def test_other_models_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
