@@ -185,6 +185,16 @@ def take_places(
     return reports
 
 
+def compile_places() -> None:
+    """Has the loops of `take_places` compiled, or read from numba's cache: before processes are forked that would each
+    do it."""
+    from gossipml.models import loops  # imports numba
+
+    models, rows = np.empty((0, 1), dtype=np.float32), np.empty(0, dtype=np.int64)
+    loops.compare(models, rows, models, rows, 0, False)
+    loops.approach(models, rows, models, rows, 0, np.empty((0, 2), dtype=np.float32))
+
+
 def take_rows(mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], share: float = 1.0) -> list[MergeReport]:
     """`Merger.take` of N peers at once, each with its own merger, all of one rule: x and m are (N, P).
 

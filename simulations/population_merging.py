@@ -21,7 +21,7 @@ from gossipml.models.compression import Form, packed_size, parse_form, received,
 from gossipml.models.encoding import MAX_MAGNITUDE
 from gossipml.models.feedback import Outgoing
 from gossipml.models.merge_rules import MergeRule
-from gossipml.models.merger import Merger, Places, take_places, take_rows
+from gossipml.models.merger import Merger, Places, compile_places, take_places, take_rows
 from gossipml.models.over_time import OverTime
 from gossipml.models.trainer import MergeReport
 from gossipml.simulations.population_helpers import Helpers
@@ -78,6 +78,8 @@ class Mixer:
         self._one_by_one = x.device.type == "cpu"  # in the cache from the first pass to the last, and in place
         self._most = max(1, CHUNK_BYTES // (4 * x.shape[1])) if self._one_by_one else 4096
         self._in_loops = self._one_by_one and rule.name != "slerp" and can_compile()
+        if self._in_loops:
+            compile_places()
         self._doubtful = doubtful
         served = helpers.memory(len(watched), x.shape[1])
         served[:] = start

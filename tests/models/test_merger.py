@@ -14,7 +14,7 @@ from gossipml.models.averaging import Coordinates
 from gossipml.models.compression import parse_form, unpack_into
 from gossipml.models.feedback import MOST_STATES, Outgoing
 from gossipml.models.merge_rules import merge, parse_merge
-from gossipml.models.merger import Merger, Places, take_places, take_rows
+from gossipml.models.merger import Merger, Places, compile_places, take_places, take_rows
 from gossipml.models.merging import FACTOR, LEARNT
 
 Vector = NDArray[np.float32]
@@ -80,6 +80,18 @@ def test_many_peers_at_once_come_to_what_each_comes_to_alone(rule: str, share: f
         if number == 6:
             for x in (alone, *others.values()):
                 x[3] = 1.0
+
+
+@pytest.mark.skipif(not can_compile(), reason="without the extra `simulate`")
+def test_what_was_compiled_beforehand_is_what_is_run() -> None:
+    from gossipml.models import loops
+
+    compile_places()
+    before = [len(getattr(each, "signatures")) for each in (loops.compare, loops.approach)]  # noqa: B009 numba's
+    x = torch.zeros(3, 40).numpy()
+    take_places([plain("mean")], Places(x, [2], torch.ones(5, 40).numpy(), [4]), [0.5])
+    assert x[2].tolist() == [0.5] * 40
+    assert [len(getattr(each, "signatures")) for each in (loops.compare, loops.approach)] == before  # noqa: B009
 
 
 @pytest.mark.parametrize("rule", TOGETHER)
