@@ -109,9 +109,8 @@ class Table(RoutingTable):  # type: ignore[misc]
         self._lows = [0]  # where the buckets begin
         self._by_id: tuple[list[int], dict[int, Contact]] | None = None  # the ids in order; None: to be made
         self._reach: int | None = None
-        self._found: dict[
-            tuple[bytes, int], list[Contact]
-        ] = {}  # the nearest to popular keys, while nobody comes or goes
+        # The nearest to popular keys, while nobody comes or goes.
+        self._found: dict[tuple[bytes, int], list[Contact]] = {}
         self._node_at: dict[Address, bytes] = {}  # the node that proved itself there last
         self.additions = 0
         """How often a contact entered or moved."""
