@@ -103,7 +103,10 @@ class GossipConfig:
     negligible: float = 0.01
     """A distance below this share of the largest is rounding, not disagreement (int8 rounds to 1/127, guess)."""
     settled: int = 4
-    """Merges of models of peers that rest, while we do, after which the neighbourhood counts as at rest (guess)."""
+    """Merges of models of peers that rest, while we do, after which the neighbourhood counts as at rest (guess) ..."""
+    unsettled: float = 0.03
+    """... and by what the weight of a model that is not settled is multiplied from then on: it moves ours as it would
+    move an average over time."""
     ages: AgeConfig = field(default_factory=AgeConfig)
     conduct: ConductConfig = field(default_factory=ConductConfig)
 
@@ -146,6 +149,11 @@ class Gossip:
     def rests(self) -> bool:
         """Whether we train no more, or not now."""
         return not self.training
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether our model is an average over time, or what peers made of theirs (`Settle`)."""
+        return self.rests and self._rested >= self.config.settled
 
     @property
     def age(self) -> float:
@@ -378,7 +386,7 @@ class Gossip:
             return self._merge_together()
         sender, incoming = next(iter(self._waiting.items()))
         self._merging.add(sender)
-        return [Merge(sender, self.policy.weight(sender, incoming))]
+        return [Merge(sender, self.policy.weight(sender, incoming) * self._trust(incoming))]
 
     def _merge_together(self) -> list[Action]:
         """At the end of a round; before it when no more can be held, after it when it was not enough then."""
@@ -438,9 +446,13 @@ class Gossip:
             self.version += 1  # what is sent next, or answered to a push, is our model as it is now
         return [*settle, *(self._send(prompted, now) if prompted else []), *self._go_on(now)]
 
+    def _trust(self, incoming: Incoming) -> float:
+        """What averages are is not to be mixed with what is still noisy. Push-sum conserves its weights."""
+        noisy = self.has_settled and not incoming.update.settled and self.policy.push_sum is None
+        return self.config.unsettled if noisy else 1.0
+
     def _settle(self, merged: Incoming) -> list[Action]:
-        """After so many merges of models of peers that rest as we do. Ours may be of one that still trained when it was
-        sent; what comes of our average is not mixed with what is still noisy."""
+        """After so many merges of models of peers that rest as we do."""
         if self.training or not merged.update.rests:
             return []
         self._rested += 1

@@ -101,5 +101,6 @@ class Packing:
             contacts=contacts,
             mass=action.mass if isinstance(action, SendUpdate) else None,
             rests=gossip.rests,
+            settled=gossip.has_settled,
         )
         return Parcel(update, body, self._clock.now())

@@ -153,7 +153,9 @@ class Update:
     contacts: tuple[Contact, ...] = ()
     mass: Mass | None = None
     rests: bool = False
-    """Its sender trains no more, or not now."""
+    """Its sender trains no more, or not now ..."""
+    settled: bool = False
+    """... and the model is an average over time, or what peers made of theirs."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,7 @@ def _fields(message: Message) -> dict[str, object]:
                 "reply": message.reply,
                 "rests": message.rests,
                 "round": message.round,
+                "settled": message.settled,
                 "t": "update",
                 "want": message.reply_wanted,
             }
@@ -350,6 +353,7 @@ def _read_update(fields: dict[str, Value]) -> Update:
         reply_wanted=wanted,
         reply=codec.get_bool(fields, "reply"),
         rests=codec.get_bool(fields, "rests"),
+        settled=codec.get_bool(fields, "settled"),
         contacts=tuple(map(_read_contact, contacts)) if contacts else (),
         mass=_read_mass(fields["mass"]) if "mass" in fields else None,
     )

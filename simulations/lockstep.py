@@ -237,6 +237,7 @@ class Network:
             reply=isinstance(action, ReplyUpdate),
             mass=action.mass if isinstance(action, SendUpdate) else None,
             rests=peer.gossip.rests,
+            settled=peer.gossip.has_settled,
         )
         peer.sent += len(body)
         self._messages.append(Message(number, self._numbers[action.to], update, body))

@@ -382,7 +382,7 @@ class PopulationEngine:
             if isinstance(action, AskUpdate):
                 update = Update(
                     self._model, self._digest, self._config.encoding, self._learners.layout.size, 0, gossip.age,
-                    gossip.round, True, False, rests=gossip.rests,
+                    gossip.round, True, False, rests=gossip.rests, settled=gossip.has_settled,
                 )  # fmt: skip
                 self._transmit(_Message(peer, to, update, -1))
                 continue
@@ -392,7 +392,7 @@ class PopulationEngine:
             size = self._body_length(encoding)
             update = Update(
                 self._model, self._digest, encoding, self._learners.layout.size, size, age, round_, wanted,
-                isinstance(action, ReplyUpdate), mass=mass, rests=gossip.rests,
+                isinstance(action, ReplyUpdate), mass=mass, rests=gossip.rests, settled=gossip.has_settled,
             )  # fmt: skip
             if row < 0:  # a silent liar
                 gossip.handle(SendDone(action.to, True, ""), self._now)

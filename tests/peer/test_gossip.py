@@ -606,6 +606,27 @@ def test_the_model_settles_once_when_it_has_merged_some_of_peers_that_rest_too()
     assert [merged(gossip, ANN, rests=True) for _ in range(most)] == [[]] * most, "once"
 
 
+def test_a_model_that_has_settled_is_hardly_moved_by_one_that_has_not() -> None:
+    gossip = make_gossip(2)
+    gossip.handle(TrainingFinished(), 0.0)
+
+    def weight(sender: PeerId, *, rests: bool, settled: bool) -> float:
+        assert offer(gossip, sender, replace(make_update(), rests=rests, settled=settled)) == [Accept(sender)]
+        (merge,) = gossip.handle(UpdateReceived(sender), 0.0)
+        assert isinstance(merge, Merge)
+        gossip.handle(MergeDone(sender, True, "", 1.0), 0.0)
+        gossip.handle(Tick(), gossip.next_deadline() or 0.0)  # the next one is the first of its round, too
+        return merge.weight
+
+    usual = [weight(ANN, rests=True, settled=False) for _ in range(gossip.config.settled)]
+    assert gossip.has_settled
+    assert weight(BOB, rests=True, settled=True) == pytest.approx(usual[0])
+    for rests in (True, False):
+        assert weight(BOB, rests=rests, settled=False) == pytest.approx(gossip.config.unsettled * usual[0])
+    gossip.handle(RoundFinished(10, 6), 0.0)
+    assert weight(BOB, rests=False, settled=False) > 0.1
+
+
 def test_a_pause_that_ends_is_forgotten() -> None:
     gossip = make_gossip(2)
     gossip.handle(TrainingFinished(), 0.0)
