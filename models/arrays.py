@@ -34,7 +34,7 @@ def can_compile() -> bool:
     try:
         import numba  # noqa: F401
     except ImportError as error:
-        log.warning("numba cannot be used (%s); linear models are trained without it, more slowly", error)
+        log.warning("numba cannot be used (%s); small networks are trained without it, more slowly", error)
         return False
     return True
 

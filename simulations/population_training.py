@@ -30,7 +30,7 @@ from gossipml.models.flat import build_flat
 from gossipml.models.kernels import Kernel, kernel_for
 from gossipml.models.kernels_dense import DenseKernel
 from gossipml.models.kernels_functional import FunctionalKernel
-from gossipml.models.kernels_linear import LinearLoop, linear_loop
+from gossipml.models.kernels_loop import DenseLoop, dense_loop
 from gossipml.models.partition import Indices
 from gossipml.models.spec import Sgd, Spec
 from gossipml.simulations.population_helpers import CAN_FORK, Helpers
@@ -87,7 +87,7 @@ class Threads:
 class _Hand:
     """What one thread trains with."""
 
-    def __init__(self, kernel: Kernel, loop: LinearLoop | None, samples: Samples) -> None:
+    def __init__(self, kernel: Kernel, loop: DenseLoop | None, samples: Samples) -> None:
         self.kernel = kernel
         self.loop = loop
         self.dense = kernel if isinstance(kernel, DenseKernel) else None
@@ -277,7 +277,7 @@ class Trainees:
         if found is None:
             module = copy.deepcopy(self._module).train()
             kernel = kernel_for(self.spec, module) or FunctionalKernel(self.spec, module)
-            found = self._hands.hand = _Hand(kernel, linear_loop(self.spec, module, self._samples), self._samples)
+            found = self._hands.hand = _Hand(kernel, dense_loop(self.spec, module, self._samples), self._samples)
         return found
 
     def _frozen_places(self, module: torch.nn.Module) -> list[tuple[int, int]]:
