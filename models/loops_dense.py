@@ -103,12 +103,7 @@ def train_dense(
     if not moving:
         factor *= -rate
     good = np.ones(len(rows), dtype=np.bool_)
-    for layer in range(last + 1):
-        x[layer][:] = 0
-        x[layer][:, -1] = layers[layer, 2]
-        d[layer][:] = 0
-        weights[layer][:] = 0
-        speeds[layer][:] = 0
+    _clear(room, layers)
     for model in range(len(rows)):
         _load(vectors[rows[model]], weights, layers)
         if moving:
@@ -141,11 +136,24 @@ def train_dense(
                 weights[layer][:] -= rate * speeds[layer]
         for layer in range(last + 1):
             good[model] &= np.isfinite(np.sum(weights[layer]))
-        if good[model]:
-            _store(weights, vectors[rows[model]], layers)
-            if moving:
-                _store(speeds, velocities[rows[model]], layers)
+        if not good[model]:
+            _clear(room, layers)  # what fills matrices up is not zero any more
+            continue
+        _store(weights, vectors[rows[model]], layers)
+        if moving:
+            _store(speeds, velocities[rows[model]], layers)
     return good
+
+
+@compiled
+def _clear(room: Room, layers: NDArray[np.int64]) -> None:
+    """All is zero, but the inputs of biases."""
+    for layer in range(len(layers)):
+        room.x[layer][:] = 0
+        room.x[layer][:, -1] = layers[layer, 2]
+        room.d[layer][:] = 0
+        room.weights[layer][:] = 0
+        room.speeds[layer][:] = 0
 
 
 @compiled

@@ -184,16 +184,18 @@ def test_large_outputs_do_not_overflow() -> None:
     np.testing.assert_allclose(found[0], right[0], rtol=1e-5)
 
 
-def test_a_model_that_is_not_finite_stays_as_it_was() -> None:
-    spec, sgd = Softmax(), Sgd(0.1, momentum=0.9)
+@pytest.mark.parametrize("kind", [Softmax, Deep, Deeper], ids=lambda kind: kind.name)
+def test_a_model_that_is_not_finite_stays_as_it_was_and_so_does_the_next(kind: type[Softmax]) -> None:
+    spec, sgd = kind(), Sgd(0.1, momentum=0.9)
     samples, places = samples_of(spec), torch.arange(2 * BATCH).view(1, 2, BATCH)
-    vectors, velocities = models_of(spec, sgd)
+    (vectors, velocities), right = (models_of(spec, sgd) for _ in range(2))
     assert velocities is not None
     velocities[1] = torch.inf
     before = vectors.clone()
     assert loop_of(spec, samples).descend(vectors, velocities, [1, 2], [1, 1], places, sgd) == [False, True]
     assert torch.equal(vectors[1], before[1])
-    assert not torch.equal(vectors[2], before[2])
+    one_by_one(spec, samples, right, [2], [1], places[:, 1:], sgd)
+    np.testing.assert_allclose(vectors[2], right[0][2], rtol=1e-4, atol=1e-6)
 
 
 def test_without_momentum_velocities_are_only_room() -> None:

@@ -41,7 +41,7 @@ def population(kind: str, options: PeerConfig) -> Network:
     network = Network(Setting(DigitsMlp(), load_source("digits"), PEERS, options), liars)
     for _ in range(ROUNDS):
         network.round()
-    network.settle(2)
+    network.settle(4)  # until all have settled
     return network
 
 
