@@ -65,6 +65,8 @@ updates = st.builds(
     st.booleans(),
     st.booleans(),
     st.lists(contacts, max_size=8).map(tuple),
+    rests=st.booleans(),
+    settled=st.booleans(),
 )
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Hello, st.integers(5, 65535), st.integers(1, 5), boots, profiles, boots),
