@@ -168,6 +168,26 @@ def test_halves_of_a_network_that_were_apart_do_not_leave_each_other_out() -> No
     assert merger.take(x, x + np.float32(0.4), 0.5).applied
 
 
+def test_peers_at_rest_come_to_agree_on_the_one_parameter_that_they_did_not_agree_on() -> None:
+    merger, x = plain("clipping"), np.ones(40, dtype=np.float32)
+    share = 1 / 8
+    for _ in range(20):
+        merger.take(x, x.copy(), 0.5, share)  # parts in which all agree
+    other = x.copy()
+    other[7] += np.float32(0.3 * np.linalg.norm(x))  # 0.85 of our norm, were all parameters as far away
+    for number in range(1000):
+        merger.take(x, other.copy() if number % 8 == 0 else x.copy(), 0.5, share)
+    assert x == pytest.approx(other, abs=0.05)
+
+
+def test_a_part_that_is_far_away_as_a_whole_is_left_out() -> None:
+    merger, x = after_honest_exchanges()
+    lie = x.copy()
+    lie[:10] = -3.0  # a quarter of the model, twice our norm away
+    assert not merger.take(x, lie, 0.5, 0.25).applied
+    assert (x == 1).all()
+
+
 def test_buffers_are_clipped_by_themselves_and_stay_variances() -> None:
     coordinates = Coordinates(14, 10, ((12, 14),))
     merger = Merger(parse_merge("clipping"), coordinates)
