@@ -100,7 +100,11 @@ class Node:
         self.credentials = credentials
         self.config = config
         self.supervisor = Supervisor(env.clock, env.rng)
+        self.mistake: UserError | None = None
+        """Why the peer cannot do what it was started for, which its user has to change: `mistaken` is set then."""
+        self.mistaken = trio.Event()
         self._open_trainer = open_trainer
+        self._has_trainer = False
         self._on_progress = on_progress
         self._observe = observe
         self.view = View(credentials.identity.peer_id, env.rng)
@@ -224,10 +228,21 @@ class Node:
     def _make_learner(self) -> Learner | Follower:
         if self.config.trains:
             pausing = Pausing(self.env.clock, self.config.idle, self._observe)
-            return Learner(
-                self.env, self._open_trainer, self.config.learner, self._on_progress, self.replication, pausing
-            )
-        return Follower(self._open_trainer, self.library, self._on_progress)
+            return Learner(self.env, self._trainer, self.config.learner, self._on_progress, self.replication, pausing)
+        return Follower(self._trainer, self.library, self._on_progress)
+
+    @asynccontextmanager
+    async def _trainer(self) -> AsyncIterator[Trainer]:
+        """A trainer; a first one that cannot be had for a mistake of the user's is `mistake`."""
+        try:
+            async with self._open_trainer() as trainer:
+                self._has_trainer = True
+                yield trainer
+        except UserError as error:
+            if not self._has_trainer:
+                self.mistake = error
+                self.mistaken.set()
+            raise
 
     async def pause(self) -> None:
         """Train no more until `resume`, over restarts too. UserError for a peer that trains nothing."""

@@ -188,11 +188,26 @@ async def _run(
                 )
                 home.write_run_info(info)
                 _greet(home, info, new)
-                async for number in signals:
-                    log.info("stopping on %s", signal.Signals(number).name)
-                    break
+                await _until_stopped(signals, node)
         except* UserError as group:
             raise _first(group) from None
+    if node.mistake is not None:
+        raise node.mistake
+
+
+async def _until_stopped(signals: AsyncIterator[int], node: Node) -> None:
+    """Until a signal comes, or it turns out that the model, the data or the device cannot be had as they were asked
+    for: a person who has just typed that is to see it, and a service manager, too."""
+
+    async def watch() -> None:
+        await node.mistaken.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        async for number in signals:
+            log.info("stopping on %s", signal.Signals(number).name)
+            nursery.cancel_scope.cancel()
 
 
 def _allow_descriptors() -> None:
