@@ -133,8 +133,8 @@ class Merger:
         slack = min(PART_SLACK, share**-0.5)
         bound = self._bound.bound(own) * slack
         self._bound.learn(distance)
-        # A part is held against our norm as it is: one parameter that we do not agree on is no model far away. Were such
-        # parts left out, peers at rest would never agree on it.
+        # A part is held against our norm as it is: one parameter that we do not agree on is no model far away. Were
+        # such parts left out, peers at rest would never agree on it.
         moved = distance * math.sqrt(share)
         if usual is not None and distance > self._stray * slack * usual and moved > STRAY_NORM * own:
             times = f"{distance / usual:.0f} times" if usual else "much"
