@@ -26,7 +26,7 @@ SUFFIX = ".toml"
 def load_scenario(where: str) -> Scenario:
     """A file, or the name of a shipped scenario. UserError says what is wrong in it."""
     path = Path(where).expanduser()
-    if not path.suffix and not path.exists():
+    if not path.suffix and not path.is_file():
         shipped = shipped_scenarios()
         if where not in shipped:
             near = difflib.get_close_matches(where, shipped, n=1, cutoff=0.5)

@@ -63,6 +63,14 @@ def test_a_shipped_scenario_is_right_and_reads_back(name: str) -> None:
     assert parse_scenario(write_scenario(scenario), name) == scenario
 
 
+def test_a_folder_of_the_same_name_does_not_hide_a_shipped_scenario(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "quick").mkdir()  # the results of `--out quick`
+    monkeypatch.chdir(tmp_path)
+    assert load_scenario("quick").name == "quick"
+
+
 def test_variants_override_fields_and_baselines_stand_beside_them() -> None:
     one, other, local, fedavg = parse_scenario(FULL, "f.toml").variants()
     assert (one.chosen, one.protocol, one.topology.kind) == ("one", "push", "small-world")
