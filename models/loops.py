@@ -33,7 +33,19 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
     )
     with suppress(RuntimeError):  # no folder for it can be written: it is compiled each time
         made.enable_caching()  # type: ignore[attr-defined]  # numba's
+        cache = made._cache  # type: ignore[attr-defined]  # the same
+        cache.save_overload = _if_there_is_room(cache.save_overload)
     return made
+
+
+def _if_there_is_room(save: Callable[P, None]) -> Callable[P, None]:
+    """On a full disk, too, it is compiled each time."""
+
+    def saved(*args: P.args, **kwargs: P.kwargs) -> None:
+        with suppress(OSError):
+            save(*args, **kwargs)
+
+    return saved
 
 
 @compiled

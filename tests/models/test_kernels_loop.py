@@ -237,6 +237,25 @@ def test_where_nothing_can_be_kept_loops_are_compiled_each_time(monkeypatch: pyt
     assert loops.compiled(next_one)(2) == 3
 
 
+def test_on_a_full_disk_loops_are_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core import caching
+
+    from gossipml.models import loops
+
+    tried: list[object] = []
+
+    def full(*args: object, **kwargs: object) -> None:
+        tried.append(args)
+        raise OSError(28, "No space left on device")
+
+    def twice(number: int) -> int:
+        return 2 * number
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    assert loops.compiled(twice)(3) == 6
+    assert tried
+
+
 def test_other_models_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for other in (Smoothed(), Smooth(), Twice()):
         assert dense_loop(other, other.build(), samples_of(other)) is None
