@@ -49,6 +49,7 @@ from gossipml.peer.gossip_events import (
     Settle,
     Tick,
     TrainingFinished,
+    TrainingResumed,
     UpdateLost,
     UpdateOffered,
     UpdateReceived,
@@ -233,6 +234,9 @@ class Gossip:
                     self._distances.clear()
                     self._schedule(now)
                 return self._next_merge(now)
+            case TrainingResumed():
+                self.training, self._rested = True, 0
+                return []
             case Tick():
                 return self._tick(now)
             case LearnerReady(facts):

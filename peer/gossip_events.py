@@ -56,7 +56,12 @@ class RoundFinished:
 
 @dataclass(frozen=True)
 class TrainingFinished:
-    """Enough accuracy or enough rounds: from here on only averaging. A RoundFinished ends that phase."""
+    """Enough accuracy or enough rounds: from here on only averaging. TrainingResumed or a RoundFinished ends that."""
+
+
+@dataclass(frozen=True)
+class TrainingResumed:
+    """The first round after a rest begins: from here on our model is no average any more."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,7 @@ Event: TypeAlias = (
     | Restored
     | RoundFinished
     | TrainingFinished
+    | TrainingResumed
     | UpdateOffered
     | Asked
     | UpdateReceived

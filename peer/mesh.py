@@ -223,9 +223,12 @@ class Mesh:
         await self._send(sends)
 
     def training_finished(self) -> None:
-        """From here on only average, slower and slower. The next `gossip_round` ends that."""
+        """From here on only average, slower and slower, until `training_resumed` or the next `gossip_round`."""
         self._packing.rounds_ended()
         self._send_soon(self._act(self.gossip.handle(g.TrainingFinished(), self._clock.now())))
+
+    def training_resumed(self) -> None:
+        self._send_soon(self._act(self.gossip.handle(g.TrainingResumed(), self._clock.now())))
 
     def order(self, order: bytes) -> bool:
         """Do what the network key ordered, and tell everybody; whether it was news. RemoteError when it is none."""

@@ -212,7 +212,7 @@ class Learner:
         log.info("training is paused: %s; averaging with the neighbours goes on", self.pausing.reason)
         self._tell(state="paused", paused=self.pausing.reason)
         await self._save(trainer, mesh)
-        mesh.training_finished()  # the round after the pause takes that back
+        mesh.training_finished()
         merges = mesh.stats.merges
         while not self._finished():
             changed, reason = self.pausing.changed, self.pausing.reason
@@ -224,6 +224,8 @@ class Learner:
             with trio.move_on_after(self._evaluate_pause):
                 await changed.wait()
         self._tell(state="training", paused="")
+        if not self._finished():
+            mesh.training_resumed()
         log.info("training goes on" if not self._finished() else "the averaging was enough, meanwhile")
 
     async def _average(self, trainer: Trainer, mesh: Mesh) -> None:

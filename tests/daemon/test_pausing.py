@@ -93,7 +93,12 @@ def test_a_paused_peer_does_not_train_but_averages_and_answers_and_resumes() -> 
         assert other.node.gossip.age > before, "the other one trains on"
         assert await member.trainer.predict(b"[0,0,0,0,0,0,0,0]")
 
+        rests = [member.node.gossip.rests]
         assert learner(member).resume() == ""
+        await trio.sleep(0.001)
+        assert learner(member).progress.samples == paused.samples, "the first round has not ended"
+        rests.append(member.node.gossip.rests)
+        assert rests == [True, False], "what it sends is no average any more"
         await trio.sleep(10)
         now = learner(member).progress
         assert (now.state, now.paused) == ("training", "")

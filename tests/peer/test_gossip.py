@@ -34,6 +34,7 @@ from gossipml.peer.gossip_events import (
     Settle,
     Tick,
     TrainingFinished,
+    TrainingResumed,
     UpdateLost,
     UpdateOffered,
     UpdateReceived,
@@ -627,12 +628,14 @@ def test_a_model_that_has_settled_is_hardly_moved_by_one_that_has_not() -> None:
     assert weight(BOB, rests=False, settled=False) > 0.1
 
 
-def test_a_pause_that_ends_is_forgotten() -> None:
+@pytest.mark.parametrize("end", [RoundFinished(10, 6), TrainingResumed()])
+def test_a_pause_that_ends_is_forgotten(end: RoundFinished | TrainingResumed) -> None:
     gossip = make_gossip(2)
     gossip.handle(TrainingFinished(), 0.0)
     for _ in range(gossip.config.settled - 1):
         assert merged(gossip, ANN, rests=True) == []
-    gossip.handle(RoundFinished(10, 6), 0.0)
+    gossip.handle(end, 0.0)
     assert not gossip.rests
+    assert gossip.next_deadline() is None, "rounds push, no ticks"
     gossip.handle(TrainingFinished(), 0.0)
     assert merged(gossip, ANN, rests=True) == []
