@@ -11,6 +11,7 @@ served is then x, at once: with forms that send parts of a model an average woul
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -51,12 +52,14 @@ class OverTime:
         self._counts[0] = 1
 
     def merged(self, x: torch.Tensor, share: float = 1.0, merges: int = 1) -> None:
-        """x (P,) has taken so many models in, of each that share of the parameters."""
+        """x (P,) has taken so many models in, of each that share of the parameters, which counts as its square root: it
+        moves x about so far, and were it to count as itself, the average would be late (docs/decisions/0015)."""
         if self._counts[0]:
             self.vector.copy_(x)
             return
-        stays = (1.0 - share * self._share(MERGE_SHARE)) ** merges
-        self._counts[1] += share * merges
+        models = math.sqrt(share)
+        stays = (1.0 - models * self._share(MERGE_SHARE)) ** merges
+        self._counts[1] += models * merges
         self.vector.lerp_(x, 1.0 - stays)
 
     def alone(self, x: torch.Tensor) -> None:

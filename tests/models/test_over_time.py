@@ -28,12 +28,12 @@ def test_x_counts_less_and_less_down_to_a_least_share() -> None:
     assert moved(average) == pytest.approx(LEAST_SHARE)
 
 
-def test_a_part_of_a_model_counts_as_that_part_of_a_merge_and_several_as_several() -> None:
+def test_a_part_of_a_model_counts_as_its_square_root_and_several_models_as_several() -> None:
     average = OverTime(torch.zeros(3, dtype=torch.float64))
-    assert moved(average, share=0.25) == pytest.approx(0.25 * MERGE_SHARE)
-    assert average.seen == 0.25
+    assert moved(average, share=0.25) == pytest.approx(0.5 * MERGE_SHARE)
+    assert average.seen == 0.5
     assert moved(average, merges=3) == pytest.approx(1 - (1 - MERGE_SHARE) ** 3)
-    assert average.seen == 3.25
+    assert average.seen == 3.5
 
 
 def test_noise_of_the_last_thirtieth_is_taken_away() -> None:
