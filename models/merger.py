@@ -9,6 +9,11 @@ times as far away as usual and by STRAY_NORM of our own norm: no honest neighbou
 Against liars that keep below these distances only clipping helps. Measured by
 benchmarks/merging.py --liars 4, which has both limits beside others; the tables are in docs/choosing.md.
 
+Of a part of a model the same is asked as if all parameters were as far away as those, with two exceptions. A
+*stretch* of a model is a layer or two, which honest neighbours may have further away than others: it is held against
+our norm as it is. And peers at rest may agree on all parameters but one: were the parts that hold it left out, they
+never would.
+
 Parameters and buffers (running statistics) have a bound each: variances are of other sizes than weights, and a liar
 must not hide a long step in one behind the usual distance of the other. numpy arrays and torch tensors alike.
 """
@@ -31,7 +36,7 @@ from gossipml.models.trainer import MergeReport
 
 STRAY: Final = 2.0  # medians; of honest models next to none is, and a stale one is at 2.4 (docs/learning-figures.md)
 STRAY_NORM: Final = 0.5  # of our own norm: two halves of a network that were apart for a while stay within it (guess)
-PART_SLACK: Final = 2.0  # how far a few parameters are away says little of how far all are; a part moves us less anyway
+ONE: Final = 0.5  # of a squared difference: a single parameter that makes more of it is no model far away
 
 TOO_LARGE: Final = MergeReport(False, "its values are so large that their squares overflow", 0.0, fault=True)
 """SLERP and Krum would make NaN of them."""
@@ -52,12 +57,14 @@ class Merger:
         """Our parameters are others now: how far neighbours were from the former ones says nothing of these."""
         self._bound, self._buffers_bound = (ClippingBound(self.rule.factor) for _ in range(2))
 
-    def take(self, x: A, m: A, weight: float, share: float = 1.0, room: A | None = None) -> MergeReport:
+    def take(
+        self, x: A, m: A, weight: float, share: float = 1.0, room: A | None = None, *, stretch: bool = False
+    ) -> MergeReport:
         """x <- (1 - weight) x + weight m by the rule; x (P,) is changed in place, m (P,) is used up, or `room` (P,)
         where that is given.
 
         `m` is finite; it holds that share of a model's parameters and all its buffers, and equals x elsewhere: the
-        distance is what it would be were all parameters as far away as those.
+        distance is what it would be were all parameters as far away as those. `stretch`: they lie side by side.
         """
         check_weight(weight)
         split = self._split
@@ -76,7 +83,10 @@ class Merger:
             return MergeReport(True, "", distance)
         clips = self.rule.name == "clipping"
         owns = (_length(x[:split]), _length(x[split:])) if clips else (0.0, 0.0)
-        factors = self._factors(weight, owns, (distance, away), share)
+        limit = owns[0] / math.sqrt(share) if stretch else owns[0]
+        if share < 1.0 and _is_one(differences[:split]):
+            limit = math.inf
+        factors = self._factors(weight, owns, (distance, away), limit)
         if isinstance(factors, str):
             return MergeReport(False, factors, distance)
         if clips and split < len(x):
@@ -115,28 +125,24 @@ class Merger:
         return None
 
     def _factors(
-        self, weight: float, owns: tuple[float, float], distances: tuple[float, float], share: float
+        self, weight: float, owns: tuple[float, float], distances: tuple[float, float], limit: float
     ) -> tuple[float, float] | str:
         """By how much parameters, and buffers, go towards a model at these distances, our own norms being `owns`, which
-        only clipping asks for; text: it is left out, for that reason."""
+        only clipping asks for; text: it is left out, for that reason. `limit`: see `_clipped`."""
         if self.rule.name != "clipping":
             return weight, weight
-        factor = self._clipped(weight, owns[0], distances[0], share)
+        factor = self._clipped(weight, owns[0], distances[0], limit)
         if isinstance(factor, str) or not self._coordinates.buffers:
             return factor if isinstance(factor, str) else (factor, factor)
         return factor, self._buffers_factor(weight, owns[1], distances[1])
 
-    def _clipped(self, weight: float, own: float, distance: float, share: float) -> float | str:
-        """By how much to go towards a model at that distance, our own norm being `own`; text: it is left out, for that
-        reason."""
+    def _clipped(self, weight: float, own: float, distance: float, limit: float) -> float | str:
+        """By how much to go towards a model at that distance, our own norm being `own`, and `limit` that which its
+        distance is held against; text: it is left out, for that reason."""
         usual = self._bound.usual
-        slack = min(PART_SLACK, share**-0.5)
-        bound = self._bound.bound(own) * slack
+        bound = self._bound.bound(own)
         self._bound.learn(distance)
-        # A part is held against our norm as it is: one parameter that we do not agree on is no model far away. Were
-        # such parts left out, peers at rest would never agree on it.
-        moved = distance * math.sqrt(share)
-        if usual is not None and distance > self._stray * slack * usual and moved > STRAY_NORM * own:
+        if usual is not None and distance > max(self._stray * usual, STRAY_NORM * limit):
             times = f"{distance / usual:.0f} times" if usual else "much"
             return f"left out: its model is {times} as far from ours as usual"
         return weight * clipping_factor(distance, bound)
@@ -156,11 +162,9 @@ class Places(NamedTuple):
     theirs: Sequence[int]
 
 
-def take_places(
-    mergers: Sequence[Merger], places: Places, weights: Sequence[float], share: float = 1.0
-) -> list[MergeReport]:
-    """`Merger.take` for each of these pairs of numpy's rows, no row of `x` twice; by any rule but `slerp`. In compiled
-    loops (`arrays.can_compile`), which touch each number twice and need no room."""
+def take_places(mergers: Sequence[Merger], places: Places, weights: Sequence[float]) -> list[MergeReport]:
+    """`Merger.take` for each of these pairs of numpy's rows, whole models, no row of `x` twice; by any rule but
+    `slerp`. In compiled loops (`arrays.can_compile`), which touch each number twice and need no room."""
     from gossipml.models import loops  # imports numba
 
     first, reports = mergers[0], []
@@ -172,13 +176,12 @@ def take_places(
     for place, (merger, weight, found) in enumerate(zip(mergers, weights, measured, strict=True)):
         check_weight(weight)
         own, own_buffers, distance, away = map(math.sqrt, found)
-        distance /= math.sqrt(share)
         if fault := first._wrong_variance(models[theirs[place]]):
             reports.append(fault)
         elif not math.isfinite(distance + away):
             reports.append(TOO_LARGE if math.isfinite(_length(x[rows[place]])) else NOT_FINITE)
         else:
-            chosen = merger._factors(weight, (own, own_buffers), (distance, away), share)
+            chosen = merger._factors(weight, (own, own_buffers), (distance, away), own)
             if isinstance(chosen, str):
                 reports.append(MergeReport(False, chosen, distance))
             else:
@@ -198,7 +201,9 @@ def compile_places() -> None:
     loops.approach(models, rows, models, rows, 0, np.empty((0, 2), dtype=np.float32))
 
 
-def take_rows(mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], share: float = 1.0) -> list[MergeReport]:
+def take_rows(
+    mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], share: float = 1.0, *, stretch: bool = False
+) -> list[MergeReport]:
     """`Merger.take` of N peers at once, each with its own merger, all of one rule: x and m are (N, P).
 
     For a GPU, where many small operations cost more than passes over memory; on a CPU it is the other way round.
@@ -216,9 +221,8 @@ def take_rows(mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], s
         others = [place for place in range(len(x)) if place not in refused]
         if others:
             own = x[others]
-            found = take_rows(
-                [mergers[place] for place in others], own, m[others], [weights[place] for place in others], share
-            )
+            chosen = [mergers[place] for place in others]
+            found = take_rows(chosen, own, m[others], [weights[place] for place in others], share, stretch=stretch)
             x[others] = own
             refused |= zip(others, found, strict=True)
         return [refused[place] for place in range(len(x))]
@@ -228,9 +232,12 @@ def take_rows(mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], s
     if target is not None:
         x[:] = target
         return [MergeReport(True, "", distance) for distance in distances]
+    limits = [own / math.sqrt(share) for own in owns] if stretch else owns
+    if share < 1.0 and rule == "clipping":
+        limits = [math.inf if _is_one(row[:split]) else limit for row, limit in zip(m, limits, strict=True)]
     moves = [
-        merger._clipped(weight, own, distance, share) if rule == "clipping" else weight
-        for merger, weight, own, distance in zip(mergers, weights, owns, distances, strict=True)
+        merger._clipped(weight, own, distance, limit) if rule == "clipping" else weight
+        for merger, weight, own, distance, limit in zip(mergers, weights, owns, distances, limits, strict=True)
     ]
     factors = [0.0 if isinstance(move, str) else move for move in moves]
     if rule == "clipping" and split < x.shape[-1]:
@@ -261,6 +268,14 @@ def _difference(m: A, x: A, out: A) -> A:
 
     found: A = torch.sub(m, x, out=out)
     return found
+
+
+def _is_one(differences: A) -> bool:
+    """Whether a single parameter makes most of these (P,)."""
+    if not len(differences):
+        return False
+    largest = float(max(differences.max(), -differences.min()))
+    return largest * largest > ONE * _length(differences) ** 2
 
 
 def _move(x: A, differences: A, factor: float) -> None:

@@ -44,14 +44,14 @@ def test_a_merge_lies_between_both_and_is_the_same_for_arrays_and_tensors(rule: 
 
 
 @pytest.mark.parametrize("rule", PAIRS)
-@pytest.mark.parametrize("share", [1.0, 0.25])
-def test_many_peers_at_once_come_to_what_each_comes_to_alone(rule: str, share: float) -> None:
+@pytest.mark.parametrize(("share", "stretch"), [(1.0, False), (0.25, False), (0.25, True)])
+def test_many_peers_at_once_come_to_what_each_comes_to_alone(rule: str, share: float, stretch: bool) -> None:
     coordinates = Coordinates(40, 36, ((38, 40),))
     mergers = [[Merger(parse_merge(rule), coordinates) for _ in range(5)] for _ in range(4)]
     alone, arrays = (np.abs(np.stack(vectors(5))) for _ in range(2))
     tensors = torch.from_numpy(arrays.copy())
     others: dict[int, A] = {1: arrays, 2: tensors}
-    if can_compile() and rule != "slerp":
+    if can_compile() and rule != "slerp" and share == 1.0:
         others[3] = arrays.copy()
     for number in range(8):  # long enough that distances are known
         m = np.abs(np.stack(vectors(5, seed=number + 1)))
@@ -62,14 +62,14 @@ def test_many_peers_at_once_come_to_what_each_comes_to_alone(rule: str, share: f
             for x in others.values():
                 x[3, 0] = np.nan
         weights = list(np.linspace(0.1, 0.5, 5))
-        one = [mergers[0][i].take(alone[i], m[i].copy(), weights[i], share) for i in range(5)]
+        one = [mergers[0][i].take(alone[i], m[i].copy(), weights[i], share, stretch=stretch) for i in range(5)]
         for place, x in others.items():
             models = torch.from_numpy(m.copy()) if place == 2 else m.copy()
             if place == 3:
-                many = take_places(mergers[3], Places(x, range(5), m[::-1], range(4, -1, -1)), weights, share)
+                many = take_places(mergers[3], Places(x, range(5), m[::-1], range(4, -1, -1)), weights)
                 assert np.array_equal(m, models), "models under way are everybody's"
             else:
-                many = take_rows(mergers[place], x, models, weights, share)
+                many = take_rows(mergers[place], x, models, weights, share, stretch=stretch)
             assert [(each.applied, each.fault, each.reason) for each in many] == [
                 (each.applied, each.fault, each.reason) for each in one
             ]
@@ -175,17 +175,30 @@ def test_peers_at_rest_come_to_agree_on_the_one_parameter_that_they_did_not_agre
         merger.take(x, x.copy(), 0.5, share)  # parts in which all agree
     other = x.copy()
     other[7] += np.float32(0.3 * np.linalg.norm(x))  # 0.85 of our norm, were all parameters as far away
-    for number in range(1000):
+    for number in range(2000):
         merger.take(x, other.copy() if number % 8 == 0 else x.copy(), 0.5, share)
     assert x == pytest.approx(other, abs=0.05)
 
 
-def test_a_part_that_is_far_away_as_a_whole_is_left_out() -> None:
+@pytest.mark.parametrize("lie", [-1.0, 100.0, 0.0])
+def test_a_part_that_is_far_away_as_a_whole_is_left_out(lie: float) -> None:
     merger, x = after_honest_exchanges()
-    lie = x.copy()
-    lie[:10] = -3.0  # a quarter of the model, twice our norm away
-    assert not merger.take(x, lie, 0.5, 0.25).applied
+    part = x.copy()
+    part[::4] = lie
+    assert not merger.take(x, part, 0.5, 0.25).applied
     assert (x == 1).all()
+
+
+def test_a_layer_is_held_against_our_norm_as_it_is() -> None:
+    for stretch, applied in ((False, False), (True, True)):
+        merger, x = after_honest_exchanges()
+        layer = x.copy()
+        layer[:10] = 0.2  # 0.8 of our norm, were all layers as far away, 0.4 as it is
+        assert merger.take(x, layer, 0.5, 0.25, stretch=stretch).applied == applied
+    merger, x = after_honest_exchanges()
+    layer = x.copy()
+    layer[:10] = -1.0
+    assert not merger.take(x, layer, 0.5, 0.25, stretch=True).applied
 
 
 def test_buffers_are_clipped_by_themselves_and_stay_variances() -> None:
