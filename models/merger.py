@@ -11,7 +11,8 @@ benchmarks/merging.py --liars 4, which has both limits beside others; the tables
 
 Of a part of a model the same is asked as if all parameters were as far away as those, with two exceptions. A
 *stretch* of a model is a layer or two, which honest neighbours may have further away than others: it is held against
-our norm as it is. And peers at rest may agree on all parameters but one: were the parts that hold it left out, they
+our norm as it is. Other parts may move us further than a model; with stretches liars would make use of that. And peers
+at rest may agree on all parameters but one: were the parts that hold it left out, they
 never would.
 
 Parameters and buffers (running statistics) have a bound each: variances are of other sizes than weights, and a liar
@@ -36,6 +37,7 @@ from gossipml.models.trainer import MergeReport
 
 STRAY: Final = 2.0  # medians; of honest models next to none is, and a stale one is at 2.4 (docs/learning-figures.md)
 STRAY_NORM: Final = 0.5  # of our own norm: two halves of a network that were apart for a while stay within it (guess)
+PART_SLACK: Final = 2.0  # how far some parameters are away says little of how far all are; a part moves us less anyway
 ONE: Final = 0.5  # of a squared difference: a single parameter that makes more of it is no model far away
 
 TOO_LARGE: Final = MergeReport(False, "its values are so large that their squares overflow", 0.0, fault=True)
@@ -86,7 +88,7 @@ class Merger:
         limit = owns[0] / math.sqrt(share) if stretch else owns[0]
         if share < 1.0 and _is_one(differences[:split]):
             limit = math.inf
-        factors = self._factors(weight, owns, (distance, away), limit)
+        factors = self._factors(weight, owns, (distance, away), limit, _slack(share, stretch))
         if isinstance(factors, str):
             return MergeReport(False, factors, distance)
         if clips and split < len(x):
@@ -125,22 +127,22 @@ class Merger:
         return None
 
     def _factors(
-        self, weight: float, owns: tuple[float, float], distances: tuple[float, float], limit: float
+        self, weight: float, owns: tuple[float, float], distances: tuple[float, float], limit: float, slack: float
     ) -> tuple[float, float] | str:
         """By how much parameters, and buffers, go towards a model at these distances, our own norms being `owns`, which
-        only clipping asks for; text: it is left out, for that reason. `limit`: see `_clipped`."""
+        only clipping asks for; text: it is left out, for that reason. `limit`, `slack`: see `_clipped`."""
         if self.rule.name != "clipping":
             return weight, weight
-        factor = self._clipped(weight, owns[0], distances[0], limit)
+        factor = self._clipped(weight, owns[0], distances[0], limit, slack)
         if isinstance(factor, str) or not self._coordinates.buffers:
             return factor if isinstance(factor, str) else (factor, factor)
         return factor, self._buffers_factor(weight, owns[1], distances[1])
 
-    def _clipped(self, weight: float, own: float, distance: float, limit: float) -> float | str:
-        """By how much to go towards a model at that distance, our own norm being `own`, and `limit` that which its
-        distance is held against; text: it is left out, for that reason."""
+    def _clipped(self, weight: float, own: float, distance: float, limit: float, slack: float) -> float | str:
+        """By how much to go towards a model at that distance, our own norm being `own`, `limit` that which its distance
+        is held against, and `slack` times the bound the most that we move; text: it is left out, for that reason."""
         usual = self._bound.usual
-        bound = self._bound.bound(own)
+        bound = self._bound.bound(own) * slack
         self._bound.learn(distance)
         if usual is not None and distance > max(self._stray * usual, STRAY_NORM * limit):
             times = f"{distance / usual:.0f} times" if usual else "much"
@@ -181,7 +183,7 @@ def take_places(mergers: Sequence[Merger], places: Places, weights: Sequence[flo
         elif not math.isfinite(distance + away):
             reports.append(TOO_LARGE if math.isfinite(_length(x[rows[place]])) else NOT_FINITE)
         else:
-            chosen = merger._factors(weight, (own, own_buffers), (distance, away), own)
+            chosen = merger._factors(weight, (own, own_buffers), (distance, away), own, 1.0)
             if isinstance(chosen, str):
                 reports.append(MergeReport(False, chosen, distance))
             else:
@@ -235,8 +237,9 @@ def take_rows(
     limits = [own / math.sqrt(share) for own in owns] if stretch else owns
     if share < 1.0 and rule == "clipping":
         limits = [math.inf if _is_one(row[:split]) else limit for row, limit in zip(m, limits, strict=True)]
+    slack = _slack(share, stretch)
     moves = [
-        merger._clipped(weight, own, distance, limit) if rule == "clipping" else weight
+        merger._clipped(weight, own, distance, limit, slack) if rule == "clipping" else weight
         for merger, weight, own, distance, limit in zip(mergers, weights, owns, distances, limits, strict=True)
     ]
     factors = [0.0 if isinstance(move, str) else move for move in moves]
@@ -268,6 +271,10 @@ def _difference(m: A, x: A, out: A) -> A:
 
     found: A = torch.sub(m, x, out=out)
     return found
+
+
+def _slack(share: float, stretch: bool) -> float:
+    return 1.0 if stretch else min(PART_SLACK, share**-0.5)
 
 
 def _is_one(differences: A) -> bool:
