@@ -9,11 +9,10 @@ times as far away as usual and by STRAY_NORM of our own norm: no honest neighbou
 Against liars that keep below these distances only clipping helps. Measured by
 benchmarks/merging.py --liars 4, which has both limits beside others; the tables are in docs/choosing.md.
 
-Of a part of a model the same is asked as if all parameters were as far away as those, with two exceptions. A
-*stretch* of a model is a layer or two, which honest neighbours may have further away than others: it is held against
-our norm as it is. Other parts may move us further than a model; with stretches liars would make use of that. And peers
-at rest may agree on all parameters but one: were the parts that hold it left out, they
-never would.
+Of a part of a model the same is asked as if all parameters were as far away as those, with exceptions. It may move us
+further. A *stretch* of a model is a layer or two, which honest neighbours have further away than others: it may be
+PART_SLACK times as far away, which liars make use of (docs/choosing.md). And peers at rest may agree on all parameters
+but one: were the parts that hold it left out, they never would.
 
 Parameters and buffers (running statistics) have a bound each: variances are of other sizes than weights, and a liar
 must not hide a long step in one behind the usual distance of the other. numpy arrays and torch tensors alike.
@@ -43,6 +42,22 @@ ONE: Final = 0.5  # of a squared difference: a single parameter that makes more 
 TOO_LARGE: Final = MergeReport(False, "its values are so large that their squares overflow", 0.0, fault=True)
 """SLERP and Krum would make NaN of them."""
 NOT_FINITE: Final = MergeReport(False, "our own parameters are not finite until the round ends", 0.0)
+
+
+class Part(NamedTuple):
+    """What came of a model: so much of its parameters; whether they lie side by side; whether a single one makes most
+    of the difference."""
+
+    share: float = 1.0
+    stretch: bool = False
+    one: bool = False
+
+    @property
+    def slack(self) -> float:
+        return min(PART_SLACK, 1.0 / math.sqrt(self.share))
+
+
+WHOLE: Final = Part()
 
 
 class Merger:
@@ -85,10 +100,8 @@ class Merger:
             return MergeReport(True, "", distance)
         clips = self.rule.name == "clipping"
         owns = (_length(x[:split]), _length(x[split:])) if clips else (0.0, 0.0)
-        limit = owns[0] / math.sqrt(share) if stretch else owns[0]
-        if share < 1.0 and _is_one(differences[:split]):
-            limit = math.inf
-        factors = self._factors(weight, owns, (distance, away), limit, _slack(share, stretch))
+        one = share < 1.0 and clips and _is_one(differences[:split])
+        factors = self._factors(weight, owns, (distance, away), Part(share, stretch, one))
         if isinstance(factors, str):
             return MergeReport(False, factors, distance)
         if clips and split < len(x):
@@ -127,24 +140,25 @@ class Merger:
         return None
 
     def _factors(
-        self, weight: float, owns: tuple[float, float], distances: tuple[float, float], limit: float, slack: float
+        self, weight: float, owns: tuple[float, float], distances: tuple[float, float], part: Part
     ) -> tuple[float, float] | str:
         """By how much parameters, and buffers, go towards a model at these distances, our own norms being `owns`, which
-        only clipping asks for; text: it is left out, for that reason. `limit`, `slack`: see `_clipped`."""
+        only clipping asks for; text: it is left out, for that reason."""
         if self.rule.name != "clipping":
             return weight, weight
-        factor = self._clipped(weight, owns[0], distances[0], limit, slack)
+        factor = self._clipped(weight, owns[0], distances[0], part)
         if isinstance(factor, str) or not self._coordinates.buffers:
             return factor if isinstance(factor, str) else (factor, factor)
         return factor, self._buffers_factor(weight, owns[1], distances[1])
 
-    def _clipped(self, weight: float, own: float, distance: float, limit: float, slack: float) -> float | str:
-        """By how much to go towards a model at that distance, our own norm being `own`, `limit` that which its distance
-        is held against, and `slack` times the bound the most that we move; text: it is left out, for that reason."""
+    def _clipped(self, weight: float, own: float, distance: float, part: Part) -> float | str:
+        """By how much to go towards a model at that distance, our own norm being `own`; text: it is left out, for that
+        reason."""
         usual = self._bound.usual
-        bound = self._bound.bound(own) * slack
+        bound = self._bound.bound(own) * part.slack
         self._bound.learn(distance)
-        if usual is not None and distance > max(self._stray * usual, STRAY_NORM * limit):
+        stray = self._stray * (part.slack if part.stretch else 1.0)
+        if usual is not None and not part.one and distance > max(stray * usual, STRAY_NORM * own):
             times = f"{distance / usual:.0f} times" if usual else "much"
             return f"left out: its model is {times} as far from ours as usual"
         return weight * clipping_factor(distance, bound)
@@ -183,7 +197,7 @@ def take_places(mergers: Sequence[Merger], places: Places, weights: Sequence[flo
         elif not math.isfinite(distance + away):
             reports.append(TOO_LARGE if math.isfinite(_length(x[rows[place]])) else NOT_FINITE)
         else:
-            chosen = merger._factors(weight, (own, own_buffers), (distance, away), own, 1.0)
+            chosen = merger._factors(weight, (own, own_buffers), (distance, away), WHOLE)
             if isinstance(chosen, str):
                 reports.append(MergeReport(False, chosen, distance))
             else:
@@ -234,13 +248,11 @@ def take_rows(
     if target is not None:
         x[:] = target
         return [MergeReport(True, "", distance) for distance in distances]
-    limits = [own / math.sqrt(share) for own in owns] if stretch else owns
-    if share < 1.0 and rule == "clipping":
-        limits = [math.inf if _is_one(row[:split]) else limit for row, limit in zip(m, limits, strict=True)]
-    slack = _slack(share, stretch)
+    some = share < 1.0 and rule == "clipping"
+    parts = [Part(share, stretch, some and _is_one(row[:split])) for row in m]
     moves = [
-        merger._clipped(weight, own, distance, limit, slack) if rule == "clipping" else weight
-        for merger, weight, own, distance, limit in zip(mergers, weights, owns, distances, limits, strict=True)
+        merger._clipped(weight, own, distance, part) if rule == "clipping" else weight
+        for merger, weight, own, distance, part in zip(mergers, weights, owns, distances, parts, strict=True)
     ]
     factors = [0.0 if isinstance(move, str) else move for move in moves]
     if rule == "clipping" and split < x.shape[-1]:
@@ -271,10 +283,6 @@ def _difference(m: A, x: A, out: A) -> A:
 
     found: A = torch.sub(m, x, out=out)
     return found
-
-
-def _slack(share: float, stretch: bool) -> float:
-    return 1.0 if stretch else min(PART_SLACK, share**-0.5)
 
 
 def _is_one(differences: A) -> bool:
