@@ -21,7 +21,7 @@ PEERS = Scenario(
     ("protocol", "form", "kinds"),
     [
         ("push:4", "int8-top10", ("sign-flip", "noise", "stale")),
-        ("sub-sampled:8", "int8", ("sign-flip", "stale")),
+        ("sub-sampled:8", "int8", ("sign-flip", "noise")),
     ],
 )
 def test_lies_about_some_parameters_cost_little(protocol: str, form: str, kinds: tuple[str, ...]) -> None:
