@@ -100,7 +100,7 @@ class Merger:
             return MergeReport(True, "", distance)
         clips = self.rule.name == "clipping"
         owns = (_length(x[:split]), _length(x[split:])) if clips else (0.0, 0.0)
-        one = share < 1.0 and clips and _is_one(differences[:split])
+        one = share < 1.0 and clips and distance > STRAY_NORM * owns[0] and _is_one(differences[:split])
         factors = self._factors(weight, owns, (distance, away), Part(share, stretch, one))
         if isinstance(factors, str):
             return MergeReport(False, factors, distance)
@@ -249,7 +249,10 @@ def take_rows(
         x[:] = target
         return [MergeReport(True, "", distance) for distance in distances]
     some = share < 1.0 and rule == "clipping"
-    parts = [Part(share, stretch, some and _is_one(row[:split])) for row in m]
+    parts = [
+        Part(share, stretch, some and distance > STRAY_NORM * own and _is_one(row[:split]))
+        for row, own, distance in zip(m, owns, distances, strict=True)
+    ]
     moves = [
         merger._clipped(weight, own, distance, part) if rule == "clipping" else weight
         for merger, weight, own, distance, part in zip(mergers, weights, owns, distances, parts, strict=True)
