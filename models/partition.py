@@ -201,9 +201,9 @@ def _split_shards(targets: Targets, per_part: int, count: int, rng: np.random.Ra
         )
     shuffled = rng.permutation(len(targets))  # which samples of a class share a shard is random, too
     ordered = shuffled[np.argsort(targets[shuffled], kind="stable")]
-    shards = np.array_split(ordered, count * per_part)
-    dealt = rng.permutation(len(shards))
-    return [
-        np.concatenate([shards[shard] for shard in dealt[number * per_part : (number + 1) * per_part]])
-        for number in range(count)
-    ]
+    dealt = rng.permutation(count * per_part).reshape(count, per_part)
+    least, left = divmod(len(targets), dealt.size)
+    sizes = np.full(dealt.size, least)
+    sizes[dealt.T.ravel()[:left]] += 1  # the larger shards go round, so that parts differ by one sample at most
+    shards = np.split(ordered, np.cumsum(sizes)[:-1])
+    return [np.concatenate([shards[shard] for shard in own]) for own in dealt]

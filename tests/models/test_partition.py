@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gossipml.errors import UserError
@@ -28,7 +28,8 @@ rules = st.one_of(
 
 
 @settings(deadline=None, max_examples=60)
-@given(rules, st.integers(1, 12), st.integers(0, 2**63 - 1), st.integers(144, 400), st.integers(1, 11))
+@example(Rule("shards", 3), 12, 0, 120, 1)  # 36 shards of three or four samples
+@given(rules, st.integers(1, 12), st.integers(0, 2**63 - 1), st.integers(120, 400), st.integers(1, 11))
 def test_every_sample_is_in_exactly_one_part(rule: Rule, count: int, seed: int, samples: int, classes: int) -> None:
     targets = np.arange(samples, dtype=np.int64) % classes
     parts = split_indices(targets, classes, rule, count, seed)
