@@ -9,10 +9,10 @@ times as far away as usual and by STRAY_NORM of our own norm: no honest neighbou
 Against liars that keep below these distances only clipping helps. Measured by
 benchmarks/merging.py --liars 4, which has both limits beside others; the tables are in docs/choosing.md.
 
-Of a part of a model the same is asked as if all parameters were as far away as those, with exceptions. It may move us
-further. A *stretch* of a model is a layer or two, which honest neighbours have further away than others: it may be
-PART_SLACK times as far away, which liars make use of (docs/choosing.md). And peers at rest may agree on all parameters
-but one: were the parts that hold it left out, they never would.
+Of a part of a model the same is asked as if all parameters were as far away as those, with exceptions. Parameters from
+all over it may move us further; and peers at rest may agree on all parameters but one: were the parts that hold it left
+out, they never would. A fragment is a layer or two, which honest neighbours may have much further away than others: it
+is held to what is usual in its places, and to our own norm there.
 
 Parameters and buffers (running statistics) have a bound each: variances are of other sizes than weights, and a liar
 must not hide a long step in one behind the usual distance of the other. numpy arrays and torch tensors alike.
@@ -29,8 +29,9 @@ import numpy as np
 from gossipml.errors import RemoteError
 from gossipml.models.arrays import A, is_numpy
 from gossipml.models.averaging import Coordinates, check_variances
+from gossipml.models.compression import Form
 from gossipml.models.merge_rules import MergeRule, merge
-from gossipml.models.merging import ClippingBound, check_weight, clipping_factor
+from gossipml.models.merging import FLOOR, ClippingBound, PlaceDistances, check_weight, clipping_factor, pieces
 from gossipml.models.slerp import slerp
 from gossipml.models.trainer import MergeReport
 
@@ -45,18 +46,21 @@ NOT_FINITE: Final = MergeReport(False, "our own parameters are not finite until 
 
 
 class Part(NamedTuple):
-    """What came of a model: so much of its parameters; whether they lie side by side; whether a single one makes most
-    of the difference."""
+    """What came of a model: so much of its parameters; whether a single one makes most of the difference. Of a
+    fragment, how far away others usually are in its places, once that is known, and our own norm there; both as if all
+    parameters were so."""
 
     share: float = 1.0
-    stretch: bool = False
     one: bool = False
+    usual: float | None = None
+    own: float = 0.0
 
     @property
     def slack(self) -> float:
         return min(PART_SLACK, 1.0 / math.sqrt(self.share))
 
 
+ALL: Final = Form()
 WHOLE: Final = Part()
 
 
@@ -73,15 +77,19 @@ class Merger:
     def forget(self) -> None:
         """Our parameters are others now: how far neighbours were from the former ones says nothing of these."""
         self._bound, self._buffers_bound = (ClippingBound(self.rule.factor) for _ in range(2))
+        self.places: PlaceDistances | None = None
+        """From the first fragment on."""
 
-    def take(
-        self, x: A, m: A, weight: float, share: float = 1.0, room: A | None = None, *, stretch: bool = False
-    ) -> MergeReport:
+    def places_known(self) -> PlaceDistances:
+        self.places = self.places or PlaceDistances()
+        return self.places
+
+    def take(self, x: A, m: A, weight: float, form: Form = ALL, room: A | None = None) -> MergeReport:
         """x <- (1 - weight) x + weight m by the rule; x (P,) is changed in place, m (P,) is used up, or `room` (P,)
         where that is given.
 
-        `m` is finite; it holds that share of a model's parameters and all its buffers, and equals x elsewhere: the
-        distance is what it would be were all parameters as far away as those. `stretch`: they lie side by side.
+        `m` is finite; it holds what goes of a model in that form, with all its buffers, and equals x elsewhere: the
+        distance is what it would be were all parameters as far away as those.
         """
         check_weight(weight)
         split = self._split
@@ -92,7 +100,7 @@ class Merger:
             return fault
         target = slerp(x[None], m[None], np.array([weight]), split)[0] if turns else None
         differences = _difference(m, x, m if room is None else room)
-        distance, away = _length(differences[:split]) / math.sqrt(share), _length(differences[split:])
+        distance, away = _length(differences[:split]) / math.sqrt(form.share), _length(differences[split:])
         if not math.isfinite(distance + away):
             return TOO_LARGE if math.isfinite(_length(x)) else NOT_FINITE
         if target is not None:
@@ -100,8 +108,10 @@ class Merger:
             return MergeReport(True, "", distance)
         clips = self.rule.name == "clipping"
         owns = (_length(x[:split]), _length(x[split:])) if clips else (0.0, 0.0)
-        one = share < 1.0 and clips and distance > STRAY_NORM * owns[0] and _is_one(differences[:split])
-        factors = self._factors(weight, owns, (distance, away), Part(share, stretch, one))
+        part = WHOLE
+        if clips and (form.share < 1.0 or self.places):
+            part = _parts([self], form, x[None, :split], differences[None, :split], [distance], owns[:1])[0]
+        factors = self._factors(weight, owns, (distance, away), part)
         if isinstance(factors, str):
             return MergeReport(False, factors, distance)
         if clips and split < len(x):
@@ -154,11 +164,11 @@ class Merger:
     def _clipped(self, weight: float, own: float, distance: float, part: Part) -> float | str:
         """By how much to go towards a model at that distance, our own norm being `own`; text: it is left out, for that
         reason."""
-        usual = self._bound.usual
-        bound = self._bound.bound(own) * part.slack
+        usual, bound = self._bound.usual, self._bound.bound(own) * part.slack
         self._bound.learn(distance)
-        stray = self._stray * (part.slack if part.stretch else 1.0)
-        if usual is not None and not part.one and distance > max(stray * usual, STRAY_NORM * own):
+        if part.usual is not None:
+            usual, bound, own = part.usual, max(self.rule.factor * part.usual, FLOOR * own), part.own
+        if usual is not None and not part.one and distance > max(self._stray * usual, STRAY_NORM * own):
             times = f"{distance / usual:.0f} times" if usual else "much"
             return f"left out: its model is {times} as far from ours as usual"
         return weight * clipping_factor(distance, bound)
@@ -217,9 +227,7 @@ def compile_places() -> None:
     loops.approach(models, rows, models, rows, 0, np.empty((0, 2), dtype=np.float32))
 
 
-def take_rows(
-    mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], share: float = 1.0, *, stretch: bool = False
-) -> list[MergeReport]:
+def take_rows(mergers: Sequence[Merger], x: A, m: A, weights: Sequence[float], form: Form = ALL) -> list[MergeReport]:
     """`Merger.take` of N peers at once, each with its own merger, all of one rule: x and m are (N, P).
 
     For a GPU, where many small operations cost more than passes over memory; on a CPU it is the other way round.
@@ -238,21 +246,19 @@ def take_rows(
         if others:
             own = x[others]
             chosen = [mergers[place] for place in others]
-            found = take_rows(chosen, own, m[others], [weights[place] for place in others], share, stretch=stretch)
+            found = take_rows(chosen, own, m[others], [weights[place] for place in others], form)
             x[others] = own
             refused |= zip(others, found, strict=True)
         return [refused[place] for place in range(len(x))]
     target = slerp(x, m, np.array(weights), split) if rule == "slerp" else None
     m -= x  # from here on the differences
-    distances = [length / math.sqrt(share) for length in _lengths(m[:, :split])]
+    distances = [length / math.sqrt(form.share) for length in _lengths(m[:, :split])]
     if target is not None:
         x[:] = target
         return [MergeReport(True, "", distance) for distance in distances]
-    some = share < 1.0 and rule == "clipping"
-    parts = [
-        Part(share, stretch, some and distance > STRAY_NORM * own and _is_one(row[:split]))
-        for row, own, distance in zip(m, owns, distances, strict=True)
-    ]
+    parts = [WHOLE] * len(x)
+    if rule == "clipping" and (form.share < 1.0 or any(merger.places for merger in mergers)):
+        parts = _parts(mergers, form, x[:, :split], m[:, :split], distances, owns)
     moves = [
         merger._clipped(weight, own, distance, part) if rule == "clipping" else weight
         for merger, weight, own, distance, part in zip(mergers, weights, owns, distances, parts, strict=True)
@@ -286,6 +292,34 @@ def _difference(m: A, x: A, out: A) -> A:
 
     found: A = torch.sub(m, x, out=out)
     return found
+
+
+def _parts(
+    mergers: Sequence[Merger], form: Form, x: A, differences: A, distances: Sequence[float], owns: Sequence[float]
+) -> list[Part]:
+    """What clipping wants to know of what came in that form, for each row of parameters (N, P) at these distances from
+    what is of these norms; and what it learns of it."""
+    if form.fragments == 1:
+        rows = zip(differences, distances, owns, strict=True)
+        some = form.share < 1.0
+        parts = [Part(form.share, some and far > STRAY_NORM * own and _is_one(found)) for found, far, own in rows]
+        if not any(merger.places for merger in mergers):
+            return parts
+    begin, end = form.stretch(x.shape[-1])
+    where = pieces(x.shape[-1], begin, end)
+    given = 1.0 if form.fragments > 1 else form.share  # of the parameters in these places
+    lengths = [_lengths(differences[:, piece.begin : piece.end]) for piece in where]  # of each piece in each row
+    scales = [math.sqrt(x.shape[-1] / (piece.end - piece.begin) / given) for piece in where]
+    if form.fragments > 1:
+        owns = [own / math.sqrt(form.share) for own in _lengths(x[:, begin:end])]
+        parts = [
+            Part(form.share, usual=merger.places_known().usual(where), own=own)
+            for merger, own in zip(mergers, owns, strict=True)
+        ]
+    for row, merger in enumerate(mergers):
+        if merger.places is not None:
+            merger.places.learn(where, [scale * found[row] for scale, found in zip(scales, lengths, strict=True)])
+    return parts
 
 
 def _is_one(differences: A) -> bool:

@@ -13,7 +13,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gossipml.errors import UserError
 
@@ -22,6 +26,7 @@ A: TypeAlias = Any  # a numpy array or a torch tensor: only operators that both 
 FACTOR = 1.5  # medians that a neighbour may be away to be merged whole; measured: see `merger`
 WINDOW = 31  # exchanges remembered: some ten rounds of three neighbours; half of them must lie to move the median
 LEARNT = 5  # before so many exchanges the bound is our own norm
+PLACES = 64  # of a model, as many as there may be fragments: with fewer, a small last layer shares one with others
 FLOOR = 0.01  # of our own norm: merged whole however close the neighbours were, or a network at rest stays there
 
 
@@ -46,6 +51,56 @@ class ClippingBound:
         self._norms.append(norm)
         if len(self._norms) >= LEARNT:
             self.usual = statistics.median(self._norms)
+
+
+class Piece(NamedTuple):
+    """What some coordinates, `begin` to `end`, have of one of the PLACES of a model."""
+
+    place: int
+    begin: int
+    end: int
+
+
+def pieces(parameters: int, begin: int, end: int) -> list[Piece]:
+    """These coordinates of so many, place by place."""
+    if begin == end:
+        return []
+    size = math.ceil(parameters / PLACES)
+    return [
+        Piece(place, max(begin, place * size), min(end, (place + 1) * size))
+        for place in range(begin // size, math.ceil(end / size))
+    ]
+
+
+class PlaceDistances:
+    """How far away neighbours are in each place of a model: the last WINDOW distances of each, as if all parameters
+    were as far away as those.
+
+    By places and not by fragments, so that who alone cuts a model into seven is held to what others sent in eight.
+    """
+
+    def __init__(self) -> None:
+        self._distances: NDArray[np.float32] = np.full((PLACES, WINDOW), np.inf, np.float32)
+        self._seen = np.zeros(PLACES, np.int64)
+
+    def learn(self, where: list[Piece], distances: Sequence[float]) -> None:
+        """Remember how far away something was there, before clipping."""
+        if where:
+            places = np.arange(where[0].place, where[-1].place + 1)
+            self._distances[places, self._seen[places] % WINDOW] = distances
+            self._seen[places] += 1
+
+    def usual(self, where: list[Piece]) -> float | None:
+        """How far away it usually is, from the median of each place; None before LEARNT exchanges."""
+        if not where:
+            return None
+        places = slice(where[0].place, where[-1].place + 1)
+        known = np.minimum(self._seen[places], WINDOW)
+        if known.min() < LEARNT:
+            return None
+        medians = np.sort(self._distances[places], axis=1)[np.arange(len(known)), (known - 1) // 2].astype(np.float64)
+        sizes = np.array([piece.end - piece.begin for piece in where])
+        return math.sqrt(float(sizes @ (medians * medians)) / float(sizes.sum()))
 
 
 def clipping_factor(length: float, bound: float) -> float:

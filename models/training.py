@@ -193,7 +193,7 @@ class LocalTrainer:
         except RemoteError as error:
             return MergeReport(False, str(error), 0.0, fault=True)
         incoming = torch.from_numpy(self._incoming).to(self._device)
-        report = self._merger.take(self._x, incoming, weight, form.share, stretch=form.fragments > 1)
+        report = self._merger.take(self._x, incoming, weight, form)
         if report.applied:
             self._moved(form.share)
         return report

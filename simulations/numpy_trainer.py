@@ -132,7 +132,7 @@ class NumpyTrainer:
             unpack_into(form, update, incoming)
         except RemoteError as error:
             return MergeReport(False, str(error), 0.0, fault=True)
-        return self._merger.take(self._x, incoming, weight, form.share, stretch=form.fragments > 1)
+        return self._merger.take(self._x, incoming, weight, form)
 
     async def merge_together(self, updates: Sequence[tuple[bytes | bytearray, str]]) -> list[MergeReport]:
         self._check_trains()

@@ -219,7 +219,7 @@ class Mixer:
                     continue
                 mergers = [self._mergers[merges[place].receiver] for place in places]
                 weights = [merges[place].weight for place in places]
-                reports = take_rows(mergers, own, models, weights, form.share, stretch=form.fragments > 1)
+                reports = take_rows(mergers, own, models, weights, form)
                 self.x[receivers] = own
                 for place, report in zip(places, reports, strict=True):
                     found[place] = report
@@ -235,9 +235,7 @@ class Mixer:
             model = self._incoming([merging.row], own[None], form)[0]
         if not self._good(model[None])[0]:
             return REFUSED
-        report = self._mergers[receiver].take(
-            own.numpy(), model.numpy(), merging.weight, form.share, room, stretch=form.fragments > 1
-        )
+        report = self._mergers[receiver].take(own.numpy(), model.numpy(), merging.weight, form, room)
         if report.applied:
             self._moved(receiver, form.share)
         return report

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from gossipml.models.arrays import A, can_compile
 from gossipml.models.averaging import Coordinates
-from gossipml.models.compression import parse_form, unpack_into
+from gossipml.models.compression import MOST_FRAGMENTS, Form, parse_form, unpack_into
 from gossipml.models.feedback import MOST_STATES, Outgoing
 from gossipml.models.merge_rules import merge, parse_merge
 from gossipml.models.merger import Merger, Places, compile_places, take_places, take_rows
-from gossipml.models.merging import FACTOR, LEARNT
+from gossipml.models.merging import FACTOR, LEARNT, PLACES, pieces
 
 Vector = NDArray[np.float32]
 PAIRS = ("clipping", "age", "mean", "slerp")
@@ -44,14 +44,14 @@ def test_a_merge_lies_between_both_and_is_the_same_for_arrays_and_tensors(rule: 
 
 
 @pytest.mark.parametrize("rule", PAIRS)
-@pytest.mark.parametrize(("share", "stretch"), [(1.0, False), (0.25, False), (0.25, True)])
-def test_many_peers_at_once_come_to_what_each_comes_to_alone(rule: str, share: float, stretch: bool) -> None:
+@pytest.mark.parametrize("form", [Form(), Form(one_in=4), Form(fragment=1, fragments=4)], ids=lambda form: form.name)
+def test_many_peers_at_once_come_to_what_each_comes_to_alone(rule: str, form: Form) -> None:
     coordinates = Coordinates(40, 36, ((38, 40),))
     mergers = [[Merger(parse_merge(rule), coordinates) for _ in range(5)] for _ in range(4)]
     alone, arrays = (np.abs(np.stack(vectors(5))) for _ in range(2))
     tensors = torch.from_numpy(arrays.copy())
     others: dict[int, A] = {1: arrays, 2: tensors}
-    if can_compile() and rule != "slerp" and share == 1.0:
+    if can_compile() and rule != "slerp" and form.share == 1.0:
         others[3] = arrays.copy()
     for number in range(8):  # long enough that distances are known
         m = np.abs(np.stack(vectors(5, seed=number + 1)))
@@ -62,14 +62,14 @@ def test_many_peers_at_once_come_to_what_each_comes_to_alone(rule: str, share: f
             for x in others.values():
                 x[3, 0] = np.nan
         weights = list(np.linspace(0.1, 0.5, 5))
-        one = [mergers[0][i].take(alone[i], m[i].copy(), weights[i], share, stretch=stretch) for i in range(5)]
+        one = [mergers[0][i].take(alone[i], m[i].copy(), weights[i], form) for i in range(5)]
         for place, x in others.items():
             models = torch.from_numpy(m.copy()) if place == 2 else m.copy()
             if place == 3:
                 many = take_places(mergers[3], Places(x, range(5), m[::-1], range(4, -1, -1)), weights)
                 assert np.array_equal(m, models), "models under way are everybody's"
             else:
-                many = take_rows(mergers[place], x, models, weights, share, stretch=stretch)
+                many = take_rows(mergers[place], x, models, weights, form)
             assert [(each.applied, each.fault, each.reason) for each in many] == [
                 (each.applied, each.fault, each.reason) for each in one
             ]
@@ -170,13 +170,13 @@ def test_halves_of_a_network_that_were_apart_do_not_leave_each_other_out() -> No
 
 def test_peers_at_rest_come_to_agree_on_the_one_parameter_that_they_did_not_agree_on() -> None:
     merger, x = plain("clipping"), np.ones(40, dtype=np.float32)
-    share = 1 / 8
+    form = Form(one_in=8)
     for _ in range(20):
-        merger.take(x, x.copy(), 0.5, share)  # parts in which all agree
+        merger.take(x, x.copy(), 0.5, form)  # parts in which all agree
     other = x.copy()
     other[7] += np.float32(0.3 * np.linalg.norm(x))  # 0.85 of our norm, were all parameters as far away
     for number in range(2000):
-        merger.take(x, other.copy() if number % 8 == 0 else x.copy(), 0.5, share)
+        merger.take(x, other.copy() if number % 8 == 0 else x.copy(), 0.5, form)
     assert x == pytest.approx(other, abs=0.05)
 
 
@@ -185,17 +185,59 @@ def test_a_part_that_is_far_away_as_a_whole_is_left_out(lie: float) -> None:
     merger, x = after_honest_exchanges()
     part = x.copy()
     part[::4] = lie
-    assert not merger.take(x, part, 0.5, 0.25).applied
+    assert not merger.take(x, part, 0.5, Form(one_in=4)).applied
     assert (x == 1).all()
 
 
-def test_a_layer_may_be_further_away_than_parameters_from_all_over_the_model() -> None:
-    for stretch, applied in ((False, False), (True, True)):
-        merger, x = after_honest_exchanges()
-        layer = x.copy()
-        layer[:10] += np.float32(0.8)  # 0.8 of our norm, were all as far away
-        merger._bound.usual = 0.25 * 40**0.5
-        assert merger.take(x, layer, 0.5, 0.25, stretch=stretch).applied == applied
+HALVES = [Form(fragment=number, fragments=2) for number in range(2)]
+
+
+def after_honest_halves() -> tuple[Merger, Vector]:
+    """A merger that knows the first half of what neighbours have as much nearer than the second as it is smaller."""
+    merger, x = plain("clipping"), np.repeat(np.array([0.1, 1.0], np.float32), 20)
+    for number, noise in enumerate(vectors(4 * LEARNT)):
+        m = x.copy()
+        here = slice(*HALVES[number % 2].stretch(40))
+        m[here] += np.float32(0.1) * noise[here] * x[here]
+        merger.take(x, m, 0.0, HALVES[number % 2])
+    return merger, x
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_fragment_may_be_as_far_away_as_is_usual_in_its_places_and_no_further(half: int) -> None:
+    here = slice(*HALVES[half].stretch(40))
+    for times, applied in ((0.4, True), (0.6, False), (-2.0, False), (100.0, False)):
+        merger, x = after_honest_halves()
+        m = x.copy()
+        m[here] *= np.float32(1 + times)
+        report = merger.take(x, m, 0.5, HALVES[half])
+        assert report.applied == applied and not report.fault, times
+        assert not applied or np.linalg.norm((m - x)[here]) > 0.5 * times * np.linalg.norm(x[here]), "clipped"
+
+
+@pytest.mark.parametrize("honest", ["all", "one_in", "fragments"])
+def test_who_alone_sends_other_fragments_is_held_to_what_others_sent(honest: str) -> None:
+    merger, x = plain("clipping", 70), np.ones(70, dtype=np.float32)
+    for number, noise in enumerate(vectors(8 * LEARNT, 70)):
+        form = {"all": Form(), "one_in": Form(one_in=2), "fragments": HALVES[number % 2]}[honest]
+        merger.take(x, x + np.float32(0.1) * noise, 0.1, form)
+        lie = x.copy()
+        odd = Form(fragment=number % 7, fragments=7)
+        lie[slice(*odd.stretch(70))] *= -1
+        report = merger.take(x, lie, 0.1, odd)
+        assert number <= LEARNT or not report.applied
+    assert (x > 0.5).all()
+
+
+def test_places_cover_each_fragment_of_any_size() -> None:
+    for parameters in (1, 3, 33, 64, 65, 1000):
+        for fragments in range(2, MOST_FRAGMENTS + 1):
+            for fragment in range(fragments):
+                begin, end = Form(fragment=fragment, fragments=fragments).stretch(parameters)
+                found = pieces(parameters, begin, end)
+                assert [n for piece in found for n in range(piece.begin, piece.end)] == list(range(begin, end))
+                assert [piece.place for piece in found] == sorted({piece.place for piece in found})
+                assert all(piece.place < PLACES for piece in found)
 
 
 def test_buffers_are_clipped_by_themselves_and_stay_variances() -> None:
