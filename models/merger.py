@@ -6,6 +6,7 @@ median, Krum.
 
 Clipping moves us no further than `factor` times the usual (median) distance, and leaves a model out that is STRAY
 times as far away as usual and by STRAY_NORM of our own norm: no honest neighbour is, but who has been away for long.
+Once all have settled SETTLED_NORM of our norm is enough: no steps lead back then from where liars draw us.
 Against liars that keep below these distances only clipping helps. Measured by
 benchmarks/merging.py --liars 4, which has both limits beside others; the tables are in docs/choosing.md.
 
@@ -37,6 +38,7 @@ from gossipml.models.trainer import MergeReport
 
 STRAY: Final = 2.0  # medians; of honest models next to none is, and a stale one is at 2.4 (docs/learning-figures.md)
 STRAY_NORM: Final = 0.5  # of our own norm: two halves of a network that were apart for a while stay within it (guess)
+SETTLED_NORM: Final = 0.1  # the same once all rest and agree, when no steps lead back: docs/decisions/0017
 PART_SLACK: Final = 2.0  # how far some parameters are away says little of how far all are; a part moves us less anyway
 ONE: Final = 0.5  # of a squared difference: a single parameter that makes more of it is no model far away
 
@@ -76,9 +78,19 @@ class Merger:
 
     def forget(self) -> None:
         """Our parameters are others now: how far neighbours were from the former ones says nothing of these."""
+        self._norm = STRAY_NORM
         self._bound, self._buffers_bound = (ClippingBound(self.rule.factor) for _ in range(2))
         self.places: PlaceDistances | None = None
         """From the first fragment on."""
+
+    def settle(self) -> None:
+        """All rest, and our parameters have become what all are to agree on."""
+        self.forget()
+        self._norm = SETTLED_NORM
+
+    def stepped(self) -> None:
+        """Our parameters have taken a step."""
+        self._norm = STRAY_NORM
 
     def places_known(self) -> PlaceDistances:
         self.places = self.places or PlaceDistances()
@@ -168,7 +180,7 @@ class Merger:
         self._bound.learn(distance)
         if part.usual is not None:
             usual, bound, own = part.usual, max(self.rule.factor * part.usual, FLOOR * own), part.own
-        if usual is not None and not part.one and distance > max(self._stray * usual, STRAY_NORM * own):
+        if usual is not None and not part.one and distance > max(self._stray * usual, self._norm * own):
             times = f"{distance / usual:.0f} times" if usual else "much"
             return f"left out: its model is {times} as far from ours as usual"
         return weight * clipping_factor(distance, bound)

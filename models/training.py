@@ -132,6 +132,7 @@ class LocalTrainer:
         self._loss_steps += 1
         self.steps += 1
         self._over_time.stepped()
+        self._merger.stepped()
 
     def end_round(self) -> float:
         """The mean loss of the round's steps.
@@ -220,7 +221,7 @@ class LocalTrainer:
     def settle(self) -> None:
         """Nobody around trains any more: x becomes the average, for neighbours to agree on."""
         self._over_time.settle(self._x)
-        self._merger.forget()
+        self._merger.settle()
         if self._outer is not None:
             self._outer.reset()
 

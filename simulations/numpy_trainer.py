@@ -110,6 +110,7 @@ class NumpyTrainer:
     async def train(self, steps: int, encoding: str = "") -> RoundReport:
         self._check_trains()
         self._rounds += 1
+        self._merger.stepped()
         loss = await self._env.compute.run(self._steps, steps, cost=steps * self._descent.seconds)
         body = self._pack(encoding) if encoding else b""
         seconds = steps * self._descent.seconds
@@ -152,6 +153,7 @@ class NumpyTrainer:
 
     async def settle(self) -> None:
         """There is no average over time here."""
+        self._merger.settle()
 
     async def evaluate(self) -> Evaluation | None:
         return self._evaluation(self._x) if self._trains else None

@@ -102,14 +102,14 @@ class Mixer:
             self._over_time[peer].stepped()
 
     def settle(self, peers: Sequence[int]) -> None:
-        """Nobody around these trains any more."""
+        """Nobody around these trains any more, nor will."""
         self._helpers.do("settle", [(peer,) for peer in peers])
 
     def _settle(self, peers: Sequence[tuple[int]]) -> list[None]:
         for (peer,) in peers:
             if peer in self._over_time:
                 self._over_time[peer].settle(self.x[peer])
-                self._mergers[peer].forget()
+                self._mergers[peer].settle()
         return [None] * len(peers)
 
     # Sending.

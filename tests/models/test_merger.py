@@ -168,6 +168,32 @@ def test_halves_of_a_network_that_were_apart_do_not_leave_each_other_out() -> No
     assert merger.take(x, x + np.float32(0.4), 0.5).applied
 
 
+def test_who_has_settled_goes_no_further_than_a_tenth_of_its_norm_until_its_next_step() -> None:
+    merger, x = plain("clipping"), np.ones(40, dtype=np.float32)
+    merger.settle()
+    for _ in range(20):
+        merger.take(x, x.copy(), 0.5)
+    assert not merger.take(x, x + np.float32(0.4), 0.5).applied
+    assert merger.take(x, x + np.float32(0.05), 0.5).applied
+    merger.stepped()
+    assert merger.take(x, x + np.float32(0.4), 0.5).applied
+
+
+def test_halves_that_settled_apart_agree_once_half_of_what_they_hear_is_far_away() -> None:
+    mergers, models = (
+        [plain("clipping") for _ in range(8)],
+        [np.full(40, 1 + 0.4 * (n % 2), np.float32) for n in range(8)],
+    )
+    for merger in mergers:
+        merger.settle()
+    rng = np.random.RandomState(1)
+    for together in [0] * 8 * 20 + [1] * 8 * 100:
+        one, other = rng.choice(8, 2, replace=False)
+        if together or one % 2 == other % 2:
+            mergers[one].take(models[one], models[other].copy(), 0.5)
+    assert np.ptp([model[0] for model in models]) < 0.02
+
+
 def test_peers_at_rest_come_to_agree_on_the_one_parameter_that_they_did_not_agree_on() -> None:
     merger, x = plain("clipping"), np.ones(40, dtype=np.float32)
     form = Form(one_in=8)
